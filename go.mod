@@ -1,6 +1,6 @@
 module github.com/marrowmesh/marrow
 
-go 1.27.4
+go 1.27.0
 
 toolchain go1.27.4
 
