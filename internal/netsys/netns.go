@@ -1,0 +1,130 @@
+package netsys
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNotNetns says that a file exists but is no network namespace.
+var ErrNotNetns = errors.New("not a network namespace")
+
+// Netns is a network namespace, held open by a file descriptor.
+type Netns struct {
+	file *os.File
+	dev  uint64
+	ino  uint64
+}
+
+// OpenNetns opens the namespace at path, for instance /proc/<pid>/ns/net or a
+// bind mount under /run/netns.
+func OpenNetns(path string) (*Netns, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	n, err := NetnsFromFD(fd)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	return n, nil
+}
+
+// CurrentNetns opens the namespace of the calling process. Threads of a Go
+// process share one unless somebody inside Do asks.
+func CurrentNetns() (*Netns, error) {
+	return OpenNetns("/proc/thread-self/ns/net")
+}
+
+// NetnsFromFD takes ownership of fd: it is closed by Close, and also when an
+// error is returned.
+func NetnsFromFD(fd int) (*Netns, error) {
+	if fd < 0 {
+		return nil, fmt.Errorf("descriptor %d: %w", fd, ErrNotNetns)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("stat namespace descriptor: %w", err)
+	}
+	if err := checkNetns(fd); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return &Netns{file: os.NewFile(uintptr(fd), "netns"), dev: uint64(st.Dev), ino: st.Ino}, nil
+}
+
+func checkNetns(fd int) error {
+	kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
+	if err != nil {
+		return fmt.Errorf("descriptor answers no namespace type (%w): %w", err, ErrNotNetns)
+	}
+	if kind != unix.CLONE_NEWNET {
+		return fmt.Errorf("descriptor is a namespace of type %#x: %w", kind, ErrNotNetns)
+	}
+	return nil
+}
+
+// ID is what makes two descriptors the same namespace.
+func (n *Netns) ID() (dev, ino uint64) { return n.dev, n.ino }
+
+// Equal reports whether both are the same namespace.
+func (n *Netns) Equal(o *Netns) bool {
+	return n != nil && o != nil && n.dev == o.dev && n.ino == o.ino
+}
+
+// String names the namespace as the kernel's /proc links do.
+func (n *Netns) String() string { return fmt.Sprintf("net:[%d]", n.ino) }
+
+// FD is the descriptor, valid until Close.
+func (n *Netns) FD() int { return int(n.file.Fd()) }
+
+// Close releases the descriptor; the namespace lives on while anybody else
+// holds it.
+func (n *Netns) Close() error { return n.file.Close() }
+
+// Dup returns an independent holder of the same namespace.
+func (n *Netns) Dup() (*Netns, error) {
+	fd, err := unix.FcntlInt(n.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	runtime.KeepAlive(n)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate %v: %w", n, err)
+	}
+	return &Netns{file: os.NewFile(uintptr(fd), "netns"), dev: n.dev, ino: n.ino}, nil
+}
+
+// Do runs fn on a thread that is inside the namespace, and waits for it. fn
+// must not start goroutines that expect to be inside as well. A thread that
+// cannot be brought back stays locked when its goroutine ends, which makes
+// the runtime destroy it.
+func (n *Netns) Do(fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		err, restored := n.inside(fn)
+		if restored {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+func (n *Netns) inside(fn func() error) (err error, restored bool) { //nolint:revive // the flag says what to do with the thread, whatever err is
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open own network namespace: %w", err), true
+	}
+	defer func() { _ = unix.Close(home) }()
+	if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter %v (needs CAP_SYS_ADMIN): %w", n, err), true
+	}
+	err = fn()
+	if back := unix.Setns(home, unix.CLONE_NEWNET); back != nil {
+		return errors.Join(err, fmt.Errorf("leave %v, its thread ends: %w", n, back)), false
+	}
+	return err, true
+}
