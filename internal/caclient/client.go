@@ -14,7 +14,9 @@ import (
 )
 
 // Client calls istio.v1.auth.IstioCertificateService. It is safe for concurrent use.
-type Client struct{ rpc capb.IstioCertificateServiceClient }
+type Client struct {
+	rpc capb.IstioCertificateServiceClient
+}
 
 // New returns a client on a channel of xds.DialControlPlane, which adds the
 // token and cluster headers to each call.
