@@ -1,0 +1,278 @@
+package h2
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// Field is one header field; the name of a pseudo-header starts with ":".
+type Field struct{ Name, Value string }
+
+// Handler gets each request of a server connection in its own goroutine.
+type Handler func(s *Stream, fields []Field)
+
+// Conn is one HTTP/2 connection.
+type Conn struct {
+	nc     net.Conn
+	cfg    Config
+	role   role
+	handle Handler // server only
+
+	br     *bufio.Reader  // the reading goroutine's
+	meter  *meter         // the reading goroutine's
+	fr     *http2.Framer  // the reading goroutine's
+	frames atomic.Uint64  // frames received, for liveness
+	wg     sync.WaitGroup // reading goroutine, flushers, handlers
+	done   chan struct{}  // closed when err is set
+
+	mu      sync.Mutex
+	err     error // why the connection ended; nil while it lives
+	out     outbox
+	recv    window // what the peer may send on the whole connection
+	send    int64  // what we may send on the whole connection
+	blocked map[*Stream]struct{}
+	peer    peer
+	life    life
+	set     streamSet
+	guard   guard
+	ping    pinger
+}
+
+// peer is what the other side said in its SETTINGS.
+type peer struct {
+	seen       bool // its first SETTINGS arrived
+	window     int64
+	maxFrame   uint32
+	maxStreams uint32
+	maxHeaders uint32
+}
+
+// life is how far the end has come.
+type life struct {
+	peerGone bool // the peer sent GOAWAY
+	draining bool // we said that we go away
+	final    bool // and named the last stream
+	grace    bool // ended in order: read on until the peer closes as well
+}
+
+// streamSet is the open streams and their numbers.
+type streamSet struct {
+	open     map[uint32]*Stream
+	next     uint32 // client: the next to open
+	last     uint32 // server: the highest the peer opened
+	handlers int
+	reserved int             // client: places promised by Reserve
+	waiting  []chan struct{} // client: openers without a place, oldest first
+	recent   [32]uint32      // streams that we reset: what is still under way for them is no mistake
+	recentAt int
+}
+
+// NewClient starts the client side of a connection. It does not wait for the
+// peer's settings.
+func NewClient(nc net.Conn, cfg Config) *Conn {
+	c := newConn(nc, cfg, client)
+	c.set.next = 1
+	c.mu.Lock()
+	c.out.Write([]byte(http2.ClientPreface))
+	c.greet()
+	c.kick()
+	c.mu.Unlock()
+	c.wg.Go(c.readLoop)
+	return c
+}
+
+// NewServer starts the server side of a connection.
+func NewServer(nc net.Conn, cfg Config, h Handler) *Conn {
+	c := newConn(nc, cfg, server)
+	c.handle = h
+	c.mu.Lock()
+	c.greet()
+	c.kick()
+	c.mu.Unlock()
+	c.wg.Go(c.readLoop)
+	return c
+}
+
+func newConn(nc net.Conn, cfg Config, r role) *Conn {
+	c := &Conn{
+		nc: nc, cfg: cfg.withDefaults(r), role: r,
+		br:      bufio.NewReaderSize(nc, readBufferSize),
+		done:    make(chan struct{}),
+		send:    defaultWindow,
+		blocked: make(map[*Stream]struct{}),
+		peer:    peer{window: defaultWindow, maxFrame: defaultMaxFrame, maxStreams: assumedStreams},
+		set:     streamSet{open: make(map[uint32]*Stream)},
+	}
+	c.recv = window{size: int64(c.cfg.ConnWindow), left: int64(c.cfg.ConnWindow)}
+	c.guard = newGuard(c.cfg.MaxStreams)
+	c.meter = &meter{r: c.br, left: -1}
+	c.fr = http2.NewFramer(nil, c.meter)
+	c.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	c.fr.MaxHeaderListSize = c.cfg.MaxHeaderList
+	c.fr.SetMaxReadFrameSize(c.cfg.FrameSize)
+	c.fr.SetReuseFrames()
+	c.out.init(&c.mu)
+	c.ping.start(c)
+	return c
+}
+
+// greet queues our SETTINGS and opens the connection's window.
+func (c *Conn) greet() {
+	s := []http2.Setting{
+		{ID: http2.SettingInitialWindowSize, Val: c.cfg.StreamWindow},
+		{ID: http2.SettingMaxFrameSize, Val: c.cfg.FrameSize},
+		{ID: http2.SettingMaxHeaderListSize, Val: c.cfg.MaxHeaderList},
+	}
+	if c.role == server {
+		s = append(s, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: c.cfg.MaxStreams})
+	} else {
+		s = append(s, http2.Setting{ID: http2.SettingEnablePush, Val: 0})
+	}
+	c.out.settings(s...)
+	if more := c.cfg.ConnWindow - defaultWindow; more > 0 {
+		c.out.windowUpdate(0, more)
+	}
+}
+
+// Done is closed when the connection ended; Err says why.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Err is nil while the connection lives.
+func (c *Conn) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Wait returns when the connection ended and every goroutine of it, handlers
+// too, has returned.
+func (c *Conn) Wait() {
+	<-c.done
+	c.wg.Wait()
+}
+
+// Streams is how many streams are open, with those promised by Reserve.
+func (c *Conn) Streams() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.set.open) + c.set.reserved
+}
+
+// GoingAway reports that no new stream can be opened.
+func (c *Conn) GoingAway() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err != nil || c.life.peerGone || c.life.draining
+}
+
+// NetConn is the connection below.
+func (c *Conn) NetConn() net.Conn { return c.nc }
+
+// Close ends the connection and its streams now: GOAWAY, if the peer takes
+// it within a second, and the socket closes. It does not wait; see Wait.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fail(&ConnError{Code: NoError, Err: ErrClosed})
+	return nil
+}
+
+// Drain says that we go away: streams that the peer opened before it learnt
+// this are served, all streams may finish, then the connection ends.
+func (c *Conn) Drain() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil || c.life.draining {
+		return
+	}
+	c.life.draining = true
+	if c.role == client {
+		c.finalGoAway()
+		return
+	}
+	// The number is not known yet: a stream may be under way to us. The
+	// answer to a ping says that nothing older is.
+	c.out.goAway(maxWindow, NoError, "")
+	c.out.ping(false, drainPing)
+	c.kick()
+	c.ping.drain = time.AfterFunc(lingerTimeout, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.finalGoAway()
+	})
+}
+
+func (c *Conn) finalGoAway() {
+	if c.err != nil || c.life.final {
+		return
+	}
+	c.life.final = true
+	c.out.goAway(c.set.last, NoError, "")
+	c.kick()
+	c.finishIfIdle()
+}
+
+// finishIfIdle ends a connection that goes away when its last stream did.
+func (c *Conn) finishIfIdle() {
+	if c.err != nil || len(c.set.open) > 0 || !(c.life.peerGone || c.life.final) {
+		return
+	}
+	if c.role == client && c.set.reserved > 0 && !c.life.peerGone {
+		return
+	}
+	c.kick()
+	c.life.grace = c.role == server
+	c.end(&ConnError{Code: NoError, Err: ErrDrained})
+}
+
+// fail ends the connection because of err, telling the peer.
+func (c *Conn) fail(err *ConnError) {
+	if c.err != nil {
+		return
+	}
+	if !err.Remote {
+		c.out.goAway(c.set.last, err.Code, err.Reason)
+	}
+	c.end(err)
+}
+
+// end makes the connection's end known to all who wait on it. The reading
+// goroutine does the rest.
+func (c *Conn) end(err *ConnError) {
+	c.err = err
+	c.ping.stop()
+	for _, s := range c.set.open {
+		s.abort(err)
+	}
+	clear(c.set.open)
+	for _, w := range c.set.waiting {
+		close(w)
+	}
+	c.set.waiting = nil
+	c.wakeBlocked()
+	close(c.done)
+	now := time.Now()
+	_ = c.nc.SetReadDeadline(now.Add(-time.Second))
+	_ = c.nc.SetWriteDeadline(now.Add(lingerTimeout))
+}
+
+// Serve waits for the end of the connection and all its handlers; the end of
+// ctx ends it. In-order ends are no error.
+func (c *Conn) Serve(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer stop()
+	c.Wait()
+	err := c.Err()
+	if ctx.Err() != nil || errors.Is(err, ErrDrained) || errors.Is(err, errPeerClosed) {
+		return nil
+	}
+	return err
+}
