@@ -1,0 +1,12 @@
+// Package filters holds the filters that a request or an opaque connection passes, one per file, compiled from Envoy's messages.
+//
+// A filter is a pure decision: it says allowed or denied, delay or abort, answer or go on; phases carries it out. It never waits,
+// writes, or takes a random number of its own. Compiling refuses every filter, field and matcher that it cannot evaluate, since a
+// filter that is left out is a door that is left open.
+//
+// Invariants: an unknown filter is an error (TestUnknownFilterIsRefused); authorization follows the rules of authz: DENY before ALLOW
+// is the order of the chain, an ALLOW without a match denies (TestRBAC), a peer without identity meets only negative conditions
+// (TestRBACWithoutIdentity); a condition that nothing here can set is never true (TestRBACMetadataNeverMatches).
+//
+// Neighbours: match gives the conditions, table puts filters into chains and routes, phases asks them.
+package filters
