@@ -57,7 +57,7 @@
 // request that matches no ALLOW policy is refused. Principals use filter_state{io.istio.peer_principal, string_match},
 // direct_remote_ip, remote_ip, not_id, and_ids, or_ids, any; permissions use header (":authority", ":method", any
 // header), url_path, uri_template (envoy.path.match.uri_template.uri_template_matcher), destination_port,
-// destination_ip, requested_server_name, not_rule, and_rules, or_rules, any. Policy names are
+// destination_ip, not_rule, and_rules, or_rules, any. Policy names are
 // `ns[<ns>]-policy[<name>]-rule[<index>]`.
 //
 // A TCP chain holds network RBAC filters (marrow.rbac.audit, .deny, .allow; inline rules; absent when no policy of the

@@ -1,0 +1,127 @@
+package waypoint
+
+import (
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	setstatecommonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
+	grpcstatsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_stats/v3"
+	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	setnetworkv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
+	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// httpChain serves one service port and puts the port's routes beside it under the same name.
+func (d *derivation) httpChain(name string, s *Service, p Port) *listenerv3.FilterChain {
+	d.routes[name] = d.serviceRoutes(name, s, p)
+	return &listenerv3.FilterChain{
+		Name:    name,
+		Filters: []*listenerv3.Filter{httpManager(name, p.Protocol)},
+	}
+}
+
+func httpManager(name string, proto Protocol) *listenerv3.Filter {
+	m := &hcmv3.HttpConnectionManager{
+		StatPrefix: name,
+		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
+			ConfigSource: adsSource(), RouteConfigName: name,
+		}},
+		AccessLog:                  accessLog(nil),
+		StreamIdleTimeout:          durationpb.New(0),
+		UseRemoteAddress:           boolValue(false),
+		UpgradeConfigs:             []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+		ServerName:                 "istio-envoy",
+		ServerHeaderTransformation: hcmv3.HttpConnectionManager_OVERWRITE,
+		NormalizePath:              boolValue(true),
+		Proxy_100Continue:          true,
+		// What is called a policy's path must be what the application will see: an escaped slash stays one.
+		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_KEEP_UNCHANGED,
+		HttpFilters:                  httpFilters(),
+	}
+	if proto == HTTP2 {
+		m.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{}
+	}
+	return networkFilter("envoy.filters.network.http_connection_manager", m)
+}
+
+// httpFilters refuses everything unless the virtual host says which policies there are: a route configuration that
+// lost them is closed.
+func httpFilters() []*hcmv3.HttpFilter {
+	refuse := &httprbacv3.RBAC{Rules: &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW}}
+	return []*hcmv3.HttpFilter{
+		httpFilter(rbacAudit, refuse),
+		httpFilter(rbacDeny, refuse),
+		httpFilter(rbacAllow, refuse),
+		httpFilter("envoy.filters.http.grpc_stats", &grpcstatsv3.FilterConfig{EmitFilterState: true}),
+		httpFilter(faultFilter, &faultv3.HTTPFault{}),
+		httpFilter(corsFilter, &corsv3.Cors{}),
+		httpFilter("envoy.filters.http.router", &routerv3.Router{}),
+	}
+}
+
+// tcpChain passes bytes; policies are judged once, when the connection opens.
+func (d *derivation) tcpChain(name string, s *Service, p Port) *listenerv3.FilterChain {
+	var filters []*listenerv3.Filter
+	set := d.policiesFor(s)
+	for _, f := range set.network() {
+		filters = append(filters, f)
+	}
+	return &listenerv3.FilterChain{Name: name, Filters: append(filters, d.tcpProxy(name, s, p))}
+}
+
+func (d *derivation) tcpProxy(name string, s *Service, p Port) *listenerv3.Filter {
+	proxy := &tcpproxyv3.TcpProxy{StatPrefix: name, AccessLog: accessLog(nil)}
+	targets := d.tcpTargets(s, p)
+	if len(targets) == 1 {
+		proxy.ClusterSpecifier = &tcpproxyv3.TcpProxy_Cluster{Cluster: targets[0].cluster}
+	} else {
+		weighted := &tcpproxyv3.TcpProxy_WeightedCluster{}
+		for _, t := range targets {
+			weighted.Clusters = append(weighted.Clusters, &tcpproxyv3.TcpProxy_WeightedCluster_ClusterWeight{
+				Name: t.cluster, Weight: t.weight,
+			})
+		}
+		proxy.ClusterSpecifier = &tcpproxyv3.TcpProxy_WeightedClusters{WeightedClusters: weighted}
+	}
+	d.tcpPolicy(proxy, s, p)
+	return networkFilter("envoy.filters.network.tcp_proxy", proxy)
+}
+
+// directChains serve attached workloads by their own address. They are always there, so that attaching the first
+// workload changes the tree and nothing else.
+func (d *derivation) directChains() []*listenerv3.FilterChain {
+	set := d.policiesFor(nil)
+	d.routes[directHTTP] = &routev3.RouteConfiguration{
+		Name:             directHTTP,
+		ValidateClusters: boolValue(false),
+		VirtualHosts: []*routev3.VirtualHost{{
+			Name:                 directHTTP,
+			Domains:              []string{"*"},
+			TypedPerFilterConfig: set.http(),
+			Routes:               []*routev3.Route{d.plainRoute("default", Encap, nil)},
+		}},
+	}
+	// The next internal hop must learn the destination too; a state is handed on for one hop only.
+	restate := networkFilter("connect_authority", &setnetworkv3.Config{
+		OnNewConnection: []*setstatecommonv3.FilterStateValue{
+			filterState(originalDstKey+".local_ip", "", "%DOWNSTREAM_LOCAL_ADDRESS%"),
+		},
+	})
+	tcp := []*listenerv3.Filter{restate}
+	tcp = append(tcp, set.network()...)
+	tcp = append(tcp, networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
+		StatPrefix:       directTCP,
+		AccessLog:        accessLog(nil),
+		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: Encap},
+	}))
+	return []*listenerv3.FilterChain{
+		{Name: directHTTP, Filters: []*listenerv3.Filter{restate, httpManager(directHTTP, Sniffed)}},
+		{Name: directTCP, Filters: tcp},
+	}
+}

@@ -1,0 +1,134 @@
+package waypoint
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	"k8s.io/apimachinery/pkg/types"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+)
+
+// Input is everything that one waypoint's configuration depends on. The order of the slices does not matter.
+type Input struct {
+	Mesh Mesh
+	// Gateway is the waypoint's Gateway object.
+	Gateway types.NamespacedName
+	// Services are all that a route may send to; those with Bound are reached through this waypoint.
+	Services []Service
+	// Workloads are the pods that are reached through this waypoint by their own address.
+	Workloads        []Workload
+	HTTPRoutes       []*gatewayv1.HTTPRoute
+	GRPCRoutes       []*gatewayv1.GRPCRoute
+	VirtualServices  []*networkingv1.VirtualService
+	DestinationRules []*networkingv1.DestinationRule
+	Policies         []*securityv1.AuthorizationPolicy
+}
+
+// Mesh holds what is the same for every waypoint.
+type Mesh struct {
+	TrustDomain   string // "cluster.local"
+	ClusterDomain string // suffix of service hostnames, "cluster.local"
+	RootNamespace string // "istio-system"
+	ClusterID     string
+	// IPv6 says that waypoint pods have IPv6 addresses, so that connect_terminate listens there too.
+	IPv6 bool
+}
+
+// Protocol is what a waypoint assumes about the bytes behind a service port.
+type Protocol int
+
+const (
+	// Sniffed ports declare nothing: each connection shows by its first bytes whether it speaks HTTP.
+	Sniffed Protocol = iota
+	HTTP
+	HTTP2
+	TCP
+	// Ignored ports (UDP) are not proxied.
+	Ignored
+)
+
+func (p Protocol) isHTTP() bool { return p == HTTP || p == HTTP2 }
+
+// Port is one port of a service.
+type Port struct {
+	Number   uint32
+	Name     string
+	Protocol Protocol
+}
+
+// Service is a destination by name.
+type Service struct {
+	Kind      string // "Service" or "ServiceEntry"
+	Namespace string
+	Name      string
+	Hostname  string
+	VIPs      []netip.Addr
+	Ports     []Port
+	Created   time.Time
+	Endpoints []Endpoint
+	// Bound says that the service's traffic passes this waypoint.
+	Bound bool
+}
+
+func (s *Service) key() string { return s.Namespace + "/" + s.Hostname }
+
+func (s *Service) port(number uint32) (Port, bool) {
+	i := slices.IndexFunc(s.Ports, func(p Port) bool { return p.Number == number })
+	if i < 0 {
+		return Port{}, false
+	}
+	return s.Ports[i], true
+}
+
+// Endpoint is one pod (or other address) behind a service.
+type Endpoint struct {
+	Workload
+	// Targets maps service ports to the endpoint's own; a service port that is absent is not served here.
+	Targets map[uint32]uint32
+	Healthy bool
+}
+
+// Workload is an addressable pod.
+type Workload struct {
+	UID       string
+	Namespace string
+	Name      string // the workload's (Deployment's) name
+	Addresses []netip.Addr
+	// HBONE says that the pod's node proxy ends tunnels for it.
+	HBONE             bool
+	Labels            map[string]string
+	ServiceAccount    string
+	TrustDomain       string
+	CanonicalName     string
+	CanonicalRevision string
+	Region            string
+	Zone              string
+	Subzone           string
+}
+
+func (w *Workload) identity() string {
+	return "spiffe://" + w.TrustDomain + "/ns/" + w.Namespace + "/sa/" + w.ServiceAccount
+}
+
+// canonical puts the rows into the one order from which everything is derived.
+func (in Input) canonical() Input {
+	in.Services = slices.Clone(in.Services)
+	slices.SortFunc(in.Services, func(a, b Service) int {
+		if c := a.Created.Compare(b.Created); c != 0 {
+			return c
+		}
+		return strings.Compare(a.key(), b.key())
+	})
+	in.Workloads = slices.Clone(in.Workloads)
+	slices.SortFunc(in.Workloads, func(a, b Workload) int { return strings.Compare(a.UID, b.UID) })
+	in.HTTPRoutes = byAge(in.HTTPRoutes)
+	in.GRPCRoutes = byAge(in.GRPCRoutes)
+	in.VirtualServices = byAge(in.VirtualServices)
+	in.DestinationRules = byAge(in.DestinationRules)
+	in.Policies = byAge(in.Policies)
+	return in
+}
