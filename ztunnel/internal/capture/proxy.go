@@ -1,0 +1,190 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/marrowmesh/marrow/internal/netsys"
+	"github.com/marrowmesh/marrow/internal/obs"
+	"github.com/marrowmesh/marrow/internal/run"
+)
+
+// Options say how the sockets of all pods are made.
+type Options struct {
+	Mark       uint32 // SO_MARK of every socket; without it replies are captured again
+	ReusePort  bool   // lets an old and a new process listen side by side during an update
+	IPv6       bool   // false: listeners take IPv4 only
+	KeepSource bool   // connections to applications carry the client's address
+	KeepAlive  net.KeepAliveConfig
+}
+
+// Config is what all proxies of a process share.
+type Config struct {
+	Options
+
+	Handlers Handlers
+	Log      *obs.Logger
+	// OnSocket, if set, counts accepted sockets that are open: outbound tells
+	// 15001 from the other two.
+	OnSocket func(outbound bool, delta int)
+}
+
+// Proxy is the three listeners of one pod and the connections they accepted.
+type Proxy struct {
+	cfg *Config
+	pod *Pod
+	g   *run.Group
+	ls  []*net.TCPListener
+}
+
+type port struct {
+	number   uint16
+	name     string
+	redirect bool // the destination is the one before redirection
+	keep     bool // keepalive on accepted sockets
+	handler  Handler
+}
+
+func (c *Config) ports() []port {
+	return []port{
+		{PortHBONE, "hbone", false, false, c.Handlers.HBONE},
+		{PortPlain, "plaintext", true, true, c.Handlers.Plain},
+		{PortOutbound, "outbound", true, true, c.Handlers.Outbound},
+	}
+}
+
+// Open binds all listeners of a pod in its namespace, or none. It fills in
+// pod.Dial. The proxy ends by pod.Drain; ns must stay open until Wait returns.
+func Open(cfg *Config, ns *netsys.Netns, pod *Pod) (*Proxy, error) {
+	host := netip.IPv6Unspecified()
+	if !cfg.IPv6 {
+		host = netip.IPv4Unspecified()
+	}
+	p := &Proxy{cfg: cfg, pod: pod, g: run.NewGroup(context.Background())}
+	pod.Dial = dialer(ns, cfg.Options)
+	for _, port := range cfg.ports() {
+		l, err := ns.Listen(netip.AddrPortFrom(host, port.number),
+			netsys.ListenOptions{Mark: cfg.Mark, ReusePort: cfg.ReusePort, Transparent: true})
+		if err != nil {
+			p.closeListeners()
+			return nil, fmt.Errorf("%s listener of pod %s/%s: %w", port.name, pod.Namespace, pod.Name, err)
+		}
+		p.ls = append(p.ls, l)
+	}
+	// Bound first, accepting second: a failure above has accepted nothing.
+	for i, port := range cfg.ports() {
+		p.g.Go("accept "+port.name, func(ctx context.Context) error { return p.accept(ctx, p.ls[i], port) })
+	}
+	p.g.Go("drain", func(ctx context.Context) error {
+		select {
+		case <-pod.Drain.Started():
+		case <-ctx.Done():
+		}
+		p.closeListeners()
+		return nil
+	})
+	return p, nil
+}
+
+func (p *Proxy) closeListeners() {
+	for _, l := range p.ls {
+		_ = l.Close()
+	}
+}
+
+// Wait returns when the drain is over and the last connection has ended, or,
+// with an error, when a listener broke.
+func (p *Proxy) Wait() error { return p.g.Wait() }
+
+const (
+	acceptPauseFirst = 5 * time.Millisecond
+	acceptPauseMax   = time.Second
+)
+
+func (p *Proxy) accept(ctx context.Context, l *net.TCPListener, port port) error {
+	pause := acceptPauseFirst
+	for {
+		c, err := l.AcceptTCP()
+		switch {
+		case err == nil:
+			pause = acceptPauseFirst
+			p.g.Go("connection", func(ctx context.Context) error { p.serve(ctx, c, port); return nil })
+		case p.pod.Drain.Draining() || ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("port %d: %w", port.number, err)
+		default:
+			// Out of descriptors or memory: it passes, and the pod must not lose
+			// its proxy by it.
+			p.cfg.Log.Warn("cannot accept", obs.F("pod", p.pod.Namespace+"/"+p.pod.Name), obs.F("port", port.number), obs.Err(err))
+			t := time.NewTimer(pause)
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+			case <-p.pod.Drain.Started():
+			}
+			t.Stop()
+			pause = min(2*pause, acceptPauseMax)
+		}
+	}
+}
+
+// serve prepares one connection and waits for its driver.
+func (p *Proxy) serve(ctx context.Context, c *net.TCPConn, port port) {
+	if p.cfg.OnSocket != nil {
+		p.cfg.OnSocket(port.number == PortOutbound, 1)
+		defer p.cfg.OnSocket(port.number == PortOutbound, -1)
+	}
+	// Drivers close the connection themselves; this covers the ways out of here.
+	defer func() { _ = c.Close() }()
+	a, err := describe(c, port)
+	if err != nil {
+		p.cfg.Log.Warn("connection failed", obs.F("pod", p.pod.Namespace+"/"+p.pod.Name), obs.F("port", port.number), obs.Err(err))
+		return
+	}
+	_ = c.SetNoDelay(true)
+	if port.keep {
+		_ = c.SetKeepAliveConfig(p.cfg.KeepAlive)
+	}
+	ctx, cancel := p.pod.Drain.Context(ctx)
+	defer cancel()
+	port.handler(ctx, p.pod, a)
+}
+
+func describe(c *net.TCPConn, port port) (Accepted, error) {
+	peer, err := netsys.Unmap(c.RemoteAddr())
+	if err != nil {
+		return Accepted{}, fmt.Errorf("peer: %w", err)
+	}
+	local, err := netsys.Unmap(c.LocalAddr())
+	if err != nil {
+		return Accepted{}, fmt.Errorf("local: %w", err)
+	}
+	a := Accepted{Conn: c, Peer: peer, Local: local, Original: local}
+	if port.redirect {
+		if a.Original, err = netsys.OriginalDst(c); err != nil {
+			return Accepted{}, err
+		}
+	}
+	return a, nil
+}
+
+// dialer keeps a source address where that is possible: not to the client itself
+// (the kernel would take the packets for its own), not across families.
+func dialer(ns *netsys.Netns, o Options) DialFunc {
+	return func(ctx context.Context, dst netip.AddrPort, source netip.Addr) (Conn, error) {
+		source = source.Unmap()
+		if !o.KeepSource || source == dst.Addr().Unmap() || source.Is4() != dst.Addr().Unmap().Is4() {
+			source = netip.Addr{}
+		}
+		c, err := ns.Dial(ctx, dst, netsys.DialOptions{Mark: o.Mark, Source: source, KeepAlive: o.KeepAlive})
+		if err != nil {
+			return nil, err
+		}
+		return c, nil
+	}
+}
