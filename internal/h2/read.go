@@ -71,7 +71,7 @@ func (c *Conn) failRead(err error) {
 }
 
 func (c *Conn) readAll() error {
-	_ = c.nc.SetReadDeadline(time.Now().Add(prefaceTimeout))
+	c.readDeadline(time.Now().Add(prefaceTimeout))
 	if c.role == server {
 		if err := c.readPreface(); err != nil {
 			return err
@@ -92,12 +92,17 @@ func (c *Conn) readAll() error {
 			return err
 		}
 		if first {
-			c.mu.Lock()
-			if c.err == nil {
-				_ = c.nc.SetReadDeadline(time.Time{})
-			}
-			c.mu.Unlock()
+			c.readDeadline(time.Time{})
 		}
+	}
+}
+
+// readDeadline must not undo the deadline by which end wakes us.
+func (c *Conn) readDeadline(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		_ = c.nc.SetReadDeadline(t)
 	}
 }
 

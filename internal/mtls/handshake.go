@@ -58,6 +58,13 @@ func Server(ctx context.Context, raw net.Conn, cert *Certificate) (*tls.Conn, id
 	cfg := base(cert)
 	cfg.ClientAuth = tls.RequireAnyClientCert // verified below, where the refusal can be explained
 	cfg.VerifyConnection = func(s tls.ConnectionState) error { return verifyClient(cert, s.PeerCertificates) }
+	// crypto/tls lets a client pass that offers only http/1.1.
+	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if offered := hello.SupportedProtos; len(offered) > 0 && !slices.Contains(offered, Protocol) {
+			return nil, fmt.Errorf("client offers the protocols %q, want %q", offered, Protocol)
+		}
+		return nil, nil //nolint:nilnil // go on with cfg
+	}
 	return handshake(ctx, tls.Server(raw, cfg))
 }
 
@@ -81,8 +88,7 @@ func handshake(ctx context.Context, c *tls.Conn) (*tls.Conn, identity.ID, error)
 		return fail(err)
 	}
 	state := c.ConnectionState()
-	// A peer that offers no protocol at all is taken for HTTP/2; one that
-	// offers others only was already refused by crypto/tls.
+	// A peer that offers no protocol at all is taken for HTTP/2.
 	if p := state.NegotiatedProtocol; p != "" && p != Protocol {
 		return fail(fmt.Errorf("protocol %q negotiated, want %q", p, Protocol))
 	}

@@ -1,0 +1,156 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func pair(t testing.TB) (a, b *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.(*net.TCPConn), d.(*net.TCPConn)
+}
+
+// relayed is a client and a server with a relay between them.
+func relayed(t testing.TB, ctx context.Context) (client, srv *net.TCPConn, result chan Result, seen *[2]atomic.Int64) {
+	t.Helper()
+	client, down := pair(t)
+	up, srv := pair(t)
+	result, seen = make(chan Result, 1), new([2]atomic.Int64)
+	go func() {
+		result <- Both(ctx, down, up, func(s, r int64) { seen[0].Add(s); seen[1].Add(r) })
+	}()
+	t.Cleanup(func() { _, _ = client.Close(), srv.Close() })
+	return client, srv, result, seen
+}
+
+func TestHalfCloseKeepsOrder(t *testing.T) {
+	client, srv, result, seen := relayed(t, t.Context())
+	sent := make([]byte, 5<<20)
+	_, _ = rand.Read(sent)
+	go func() { _, _ = client.Write(sent); _ = client.CloseWrite() }()
+	got, err := io.ReadAll(srv) // ends although the other direction is open
+	if err != nil || !bytes.Equal(got, sent) {
+		t.Fatalf("%d of %d bytes, %v", len(got), len(sent), err)
+	}
+	_, _ = srv.Write([]byte("answer"))
+	_ = srv.CloseWrite()
+	back, err := io.ReadAll(client)
+	if string(back) != "answer" || err != nil {
+		t.Fatalf("%q, %v", back, err)
+	}
+	r := <-result
+	if r.Err != nil || r.Sent != int64(len(sent)) || r.Received != 6 {
+		t.Errorf("TestBothDirectionsEnd: %+v", r)
+	}
+	if seen[0].Load() != r.Sent || seen[1].Load() != r.Received {
+		t.Errorf("increments %d and %d, result %+v", seen[0].Load(), seen[1].Load(), r)
+	}
+}
+
+func TestResetIsNoFailure(t *testing.T) {
+	for name, cut := range map[string]func(client, srv *net.TCPConn){
+		"client": func(c, _ *net.TCPConn) { _ = c.SetLinger(0); _ = c.Close() },
+		"server": func(_, s *net.TCPConn) { _ = s.SetLinger(0); _ = s.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, srv, result, _ := relayed(t, t.Context())
+			_, _ = client.Write([]byte("x"))
+			_, _ = io.ReadFull(srv, make([]byte, 1))
+			cut(client, srv)
+			select {
+			case r := <-result:
+				if r.Err != nil {
+					t.Errorf("error %v", r.Err)
+				}
+			case <-time.After(5 * time.Second):
+				t.Fatal("relay goes on without one of its ends")
+			}
+		})
+	}
+}
+
+func TestCancelEndsIdleRelay(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	client, _, result, _ := relayed(t, ctx)
+	why := errors.New("policy changed")
+	cancel(why)
+	if r := <-result; !errors.Is(r.Err, why) {
+		t.Errorf("error %v does not say why", r.Err)
+	}
+	if _, err := client.Read(make([]byte, 1)); err == nil {
+		t.Error("client is still connected")
+	}
+}
+
+// TestLastAnswerArrives: a server that answers early and closes does not lose
+// its answer because the client is still sending.
+func TestLastAnswerArrives(t *testing.T) {
+	client, srv, result, _ := relayed(t, t.Context())
+	_, _ = srv.Write([]byte("too large"))
+	_ = srv.CloseWrite()
+	got, err := io.ReadAll(client)
+	if string(got) != "too large" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	_ = client.CloseWrite()
+	_ = srv.Close()
+	<-result
+}
+
+func TestIdleHoldsNoBuffer(t *testing.T) {
+	const relays = 200
+	var made atomic.Int64
+	old := buffers.New
+	buffers.New = func() any { made.Add(1); return old() }
+	defer func() { buffers.New = old }()
+	ctx, cancel := context.WithCancel(t.Context())
+	results := make([]chan Result, relays)
+	for i := range results {
+		client, srv, result, _ := relayed(t, ctx)
+		_, _ = client.Write([]byte("x"))
+		_, _ = io.ReadFull(srv, make([]byte, 1))
+		results[i] = result
+	}
+	if n := made.Load(); n > relays/4 {
+		t.Errorf("%d relays made %d buffers", relays, n)
+	}
+	cancel()
+	for _, r := range results {
+		<-r
+	}
+}
+
+func BenchmarkBoth(b *testing.B) {
+	client, srv, _, _ := relayed(b, b.Context())
+	buf := make([]byte, 1<<20)
+	go func() { _, _ = io.Copy(io.Discard, srv) }()
+	b.SetBytes(int64(len(buf)))
+	b.ReportAllocs()
+	for b.Loop() {
+		_, _ = client.Write(buf)
+	}
+}
