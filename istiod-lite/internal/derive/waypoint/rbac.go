@@ -98,7 +98,8 @@ func (t *translation) usable(c condition) bool {
 func (t *translation) principals(conditions []condition) *rbacv3.Principal {
 	var all []*rbacv3.Principal
 	for _, c := range conditions {
-		if c.principal == nil || !t.usable(c) {
+		// What is neither a principal's nor a permission's attribute can be judged by nobody; it is reported here.
+		if c.permission != nil || !t.usable(c) || c.principal == nil {
 			continue
 		}
 		positive, okPositive := convert(t, c, c.values, c.principal)
@@ -116,10 +117,6 @@ func (t *translation) principals(conditions []condition) *rbacv3.Principal {
 func (t *translation) permissions(conditions []condition) *rbacv3.Permission {
 	var all []*rbacv3.Permission
 	for _, c := range conditions {
-		if c.permission == nil && c.principal == nil {
-			t.usable(c) // reports what nobody can judge
-			continue
-		}
 		if c.permission == nil || !t.usable(c) {
 			continue
 		}
