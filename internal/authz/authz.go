@@ -56,6 +56,9 @@ type Event struct {
 	Policy string
 }
 
+// UnknownPolicy is the Text of the Event about a policy that a workload names and the View lacks.
+const UnknownPolicy = "skipping unknown policy"
+
 // reasonNoAllow is Istio's text for "an ALLOW policy exists and none matched".
 const reasonNoAllow = "allow policies exist, but none allowed"
 
@@ -91,7 +94,7 @@ func evaluate(policies iter.Seq2[string, *Policy], f Facts, note func(Event)) Ve
 	var t tally
 	for name, p := range policies {
 		if p == nil {
-			note(Event{Text: "skipping unknown policy", Policy: name})
+			note(Event{Text: UnknownPolicy, Policy: name})
 			continue
 		}
 		t.count(p, Matches(p, f), note)

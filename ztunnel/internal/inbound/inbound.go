@@ -1,0 +1,278 @@
+package inbound
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/marrowmesh/marrow/internal/authz"
+	"github.com/marrowmesh/marrow/internal/hbone"
+	"github.com/marrowmesh/marrow/internal/identity"
+	"github.com/marrowmesh/marrow/internal/mesh"
+	"github.com/marrowmesh/marrow/internal/mtls"
+	"github.com/marrowmesh/marrow/internal/obs"
+	"github.com/marrowmesh/marrow/internal/relay"
+	"github.com/marrowmesh/marrow/internal/run"
+	"github.com/marrowmesh/marrow/ztunnel/internal/capture"
+	"github.com/marrowmesh/marrow/ztunnel/internal/conns"
+	"github.com/marrowmesh/marrow/ztunnel/internal/flow"
+	"github.com/marrowmesh/marrow/ztunnel/internal/steer"
+	"github.com/marrowmesh/marrow/ztunnel/internal/view"
+)
+
+// handshakeLimit bounds a client's TLS handshake.
+const handshakeLimit = 10 * time.Second
+
+// Config is what a Driver needs.
+type Config struct {
+	// Node is this node's name; empty matches pods of any node.
+	Node string
+	// Network is the name of this proxy's network, empty for the unnamed one.
+	Network string
+	Views   *view.Store
+	Conns   *conns.Table
+	Record  *flow.Recorder
+	Log     *obs.Logger
+	// Certs gives the certificate source of an identity.
+	Certs func(identity.ID) mtls.Source
+	HBONE hbone.Config
+	// NaturalSource dials applications from the pod's own address instead of the client's.
+	NaturalSource bool
+	// TunnelToPodIP delivers PROXY application tunnels to the pod's address instead of loopback.
+	TunnelToPodIP bool
+	// NoBaggage leaves the baggage header out of answers and ignores that of requests.
+	NoBaggage bool
+}
+
+// Driver drives inbound connections of all pods of the node.
+type Driver struct{ cfg Config }
+
+// New makes a driver.
+func New(cfg Config) *Driver { return &Driver{cfg: cfg} }
+
+// errNotConnect refuses requests that are no tunnels.
+var errNotConnect = errors.New("only CONNECT is served here")
+
+// HandleHBONE serves one connection on 15008 to its end; it is a capture.Handler.
+func (d *Driver) HandleHBONE(ctx context.Context, pod *capture.Pod, a capture.Accepted) {
+	defer d.cfg.Record.Socket(flow.Destination)()
+	if err := d.serve(ctx, pod, a); err != nil {
+		d.cfg.Record.Refused(flow.Destination, a.Peer, a.Local, err)
+	}
+}
+
+// serve authenticates the peer and takes its streams. The error is one that ended the connection before any stream.
+func (d *Driver) serve(ctx context.Context, pod *capture.Pod, a capture.Accepted) error {
+	defer func() { _ = a.Close() }()
+	self, err := d.cfg.Views.WaitWorkload(ctx, d.cfg.Node, pod.Namespace, pod.Name, pod.ServiceAccount)
+	if err != nil {
+		return err
+	}
+	cert, err := d.cfg.Certs(self.Identity()).Certificate(ctx)
+	if err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, handshakeLimit)
+	secured, peer, err := mtls.Server(limited, a, cert)
+	cancel()
+	if err != nil {
+		return err
+	}
+	server := hbone.NewServer(d.cfg.HBONE)
+	g := run.NewGroup(ctx)
+	g.Go("drain", func(ctx context.Context) error {
+		select {
+		case <-pod.Drain.Started():
+			server.Drain()
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	t := &tunnel{Driver: d, pod: pod, conn: a, peer: peer, cut: ctx}
+	if err := server.Serve(ctx, secured, t.handle); err != nil {
+		d.cfg.Log.Debug("tunnel connection ended", obs.F("src.addr", a.Peer), obs.F("dst.addr", a.Local), obs.Err(err))
+	}
+	g.Stop()
+	return g.Wait()
+}
+
+// tunnel is one authenticated connection with its streams.
+type tunnel struct {
+	*Driver
+	pod  *capture.Pod
+	conn capture.Accepted
+	peer identity.ID
+	// cut ends when the connection must be cut, and says why.
+	cut context.Context //nolint:containedctx // outlives the streams' own contexts
+}
+
+// handle drives one stream. ctx ends when the peer gives the stream up.
+func (t *tunnel) handle(ctx context.Context, in *hbone.Incoming) {
+	v := t.cfg.Views.Get()
+	f := steer.InboundFacts{
+		Local: t.conn.Local, Peer: t.conn.Peer, PeerID: t.peer, Authority: in.Authority(),
+		ForwardedHost: flow.ParseForwardedHost(in.Header(flow.HeaderForwarded)),
+		PeerNetwork:   in.Header(flow.HeaderNetwork),
+		Workload:      v.WorkloadByPod(t.cfg.Node, t.pod.Namespace, t.pod.Name, t.pod.ServiceAccount),
+	}
+	adm, err := t.admission(v, in, f)
+	if err != nil {
+		t.cfg.Record.Refused(flow.Destination, t.conn.Peer, t.conn.Local, err)
+		_ = in.Reject(statusOf(err), nil)
+		return
+	}
+	rec := t.cfg.Record.Open(t.facts(in, f, adm))
+	rec.Close(t.carry(ctx, in, f, adm, rec))
+}
+
+func (t *tunnel) admission(v *mesh.View, in *hbone.Incoming, f steer.InboundFacts) (steer.Admission, error) {
+	if in.Method() != "CONNECT" {
+		return steer.Admission{}, &steer.Refusal{Status: steer.StatusBadRequest, Reason: fmt.Sprintf("method %s: %v", in.Method(), errNotConnect)}
+	}
+	if f.Authority == "" {
+		// steer takes an empty authority for plaintext; from a tunnel it is malformed.
+		return steer.Admission{}, &steer.Refusal{Status: steer.StatusBadRequest, Reason: "the request names no authority"}
+	}
+	if f.PeerID.IsZero() {
+		return steer.Admission{}, &steer.Refusal{Status: steer.StatusDenied, Reason: "the peer has no identity"}
+	}
+	return steer.Inbound(v, t.cfg.Network, f)
+}
+
+// carry judges, dials, answers and relays. The error is the one for the record.
+func (t *tunnel) carry(ctx context.Context, in *hbone.Incoming, f steer.InboundFacts, adm steer.Admission, rec *flow.Flow) error {
+	live, err := t.cfg.Conns.Admit(t.cut, t.entry(t.pod, f, adm, "HBONE"))
+	if err != nil {
+		_ = in.Reject(steer.StatusDenied, nil)
+		return flow.Fail(flow.Deny, err)
+	}
+	defer live.Close()
+	// A peer that gives up, and a cut, both stop the dial.
+	dialling, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	unhook := context.AfterFunc(live.Context(), func() { stop(live.Cut()) })
+	up, err := t.dial(dialling, t.pod, adm)
+	unhook()
+	if err != nil {
+		_ = in.Reject(steer.StatusUnavailable, nil)
+		return cutOr(live, err)
+	}
+	var answer []hbone.Header
+	if !t.cfg.NoBaggage {
+		answer = []hbone.Header{{Name: flow.HeaderBaggage, Value: flow.BaggageOf(f.Workload).String()}}
+	}
+	stream, err := in.Accept(answer)
+	if err != nil {
+		_ = up.Close()
+		return cutOr(live, flow.Fail(flow.H2Failure, err))
+	}
+	return cutOr(live, relay.Both(live.Context(), stream, up, rec.Bytes).Err)
+}
+
+// HandlePlain drives one connection on 15006; it is a capture.Handler.
+func (d *Driver) HandlePlain(ctx context.Context, pod *capture.Pod, a capture.Accepted) {
+	defer d.cfg.Record.Socket(flow.Destination)()
+	defer func() { _ = a.Close() }()
+	f := steer.InboundFacts{Local: a.Local, Peer: a.Peer, OrigDst: a.Original}
+	known, err := d.cfg.Views.WaitWorkload(ctx, d.cfg.Node, pod.Namespace, pod.Name, pod.ServiceAccount)
+	if err != nil {
+		d.cfg.Record.Refused(flow.Destination, a.Peer, a.Original, err)
+		return
+	}
+	v := d.cfg.Views.Get()
+	f.Workload = v.WorkloadByUID(known.UID)
+	adm, err := steer.Inbound(v, d.cfg.Network, f)
+	if err != nil {
+		d.cfg.Record.Refused(flow.Destination, a.Peer, a.Original, err)
+		return
+	}
+	rec := d.cfg.Record.Open(flow.Facts{
+		Reporter: flow.Destination, Src: a.Peer, Dst: a.Original, SourceWorkload: adm.Source,
+		DestWorkload: f.Workload, DestID: f.Workload.Identity(), Service: adm.Service,
+	})
+	rec.Close(d.carryPlain(ctx, pod, a, f, adm, rec))
+}
+
+func (d *Driver) carryPlain(ctx context.Context, pod *capture.Pod, a capture.Accepted, f steer.InboundFacts, adm steer.Admission, rec *flow.Flow) error {
+	live, err := d.cfg.Conns.Admit(ctx, d.entry(pod, f, adm, "TCP"))
+	if err != nil {
+		return flow.Fail(flow.Deny, err)
+	}
+	defer live.Close()
+	up, err := d.dial(live.Context(), pod, adm)
+	if err != nil {
+		return cutOr(live, err)
+	}
+	return cutOr(live, relay.Both(live.Context(), a.Conn, up, rec.Bytes).Err)
+}
+
+// dial opens the application's socket, from the client's address if that is wanted, and writes
+// the PROXY header if there is one.
+func (d *Driver) dial(ctx context.Context, pod *capture.Pod, adm steer.Admission) (capture.Conn, error) {
+	dst, bind := adm.Upstream, adm.Bind
+	if d.cfg.NaturalSource && adm.Proxy == nil {
+		bind = netip.Addr{}
+	}
+	if d.cfg.TunnelToPodIP && adm.Proxy != nil {
+		dst, bind = adm.Facts.Dst, netip.Addr{}
+	}
+	up, err := pod.Dial(ctx, dst, bind)
+	if err != nil {
+		return nil, flow.Fail(flow.Connect, fmt.Errorf("connection failed: %w", err))
+	}
+	if adm.Proxy != nil {
+		if _, err := up.Write(proxyHeader(adm.Proxy)); err != nil {
+			_ = up.Close()
+			return nil, flow.Fail(flow.Connect, fmt.Errorf("PROXY header to %s: %w", dst, err))
+		}
+	}
+	return up, nil
+}
+
+func (d *Driver) entry(pod *capture.Pod, f steer.InboundFacts, adm steer.Admission, protocol string) conns.Entry {
+	e := conns.Entry{
+		Pod: pod.UID, Direction: conns.Inbound, Src: f.Peer, Actual: adm.Upstream, Protocol: protocol,
+		Workload: f.Workload, Facts: adm.Facts,
+	}
+	if adm.Service != nil {
+		e.Original = adm.Service.Hostname
+	}
+	return e
+}
+
+func (t *tunnel) facts(in *hbone.Incoming, f steer.InboundFacts, adm steer.Admission) flow.Facts {
+	out := flow.Facts{
+		Reporter: flow.Destination, Src: f.Peer, Dst: f.Local, HBONETarget: f.Authority,
+		SourceWorkload: adm.Source, SourceID: f.PeerID,
+		DestWorkload: f.Workload, DestID: f.Workload.Identity(), Service: adm.Service, Mutual: true,
+	}
+	if !t.cfg.NoBaggage {
+		out.SourceBaggage = flow.ParseBaggage(in.Header(flow.HeaderBaggage))
+	}
+	return out
+}
+
+// cutOr attributes the end of a connection to its cut, if it was cut, rather than to what that broke.
+func cutOr(live *conns.Live, err error) error {
+	cut := live.Cut()
+	switch {
+	case cut == nil:
+		return err
+	case errors.Is(cut, conns.ErrPolicyChange):
+		return flow.Fail(flow.Deny, cut)
+	}
+	return flow.Fail(flow.NoFlag, cut)
+}
+
+// statusOf is the one place where an error becomes the answer to a CONNECT.
+func statusOf(err error) int {
+	if r, ok := errors.AsType[*steer.Refusal](err); ok && r.Status != 0 {
+		return r.Status
+	}
+	if _, ok := errors.AsType[*authz.Denied](err); ok {
+		return steer.StatusDenied
+	}
+	return steer.StatusUnavailable
+}

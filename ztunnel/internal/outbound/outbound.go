@@ -1,0 +1,352 @@
+package outbound
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/marrowmesh/marrow/internal/hbone"
+	"github.com/marrowmesh/marrow/internal/identity"
+	"github.com/marrowmesh/marrow/internal/mesh"
+	"github.com/marrowmesh/marrow/internal/mtls"
+	"github.com/marrowmesh/marrow/internal/obs"
+	"github.com/marrowmesh/marrow/internal/relay"
+	"github.com/marrowmesh/marrow/internal/run"
+	"github.com/marrowmesh/marrow/ztunnel/internal/capture"
+	"github.com/marrowmesh/marrow/ztunnel/internal/conns"
+	"github.com/marrowmesh/marrow/ztunnel/internal/flow"
+	"github.com/marrowmesh/marrow/ztunnel/internal/pool"
+	"github.com/marrowmesh/marrow/ztunnel/internal/steer"
+	"github.com/marrowmesh/marrow/ztunnel/internal/view"
+)
+
+// handshakeLimit bounds TLS with the next hop, which would otherwise wait for ever.
+const handshakeLimit = 10 * time.Second
+
+// Config is what a Driver needs.
+type Config struct {
+	// Node is this node's name; empty matches pods of any node.
+	Node string
+	// Network is the name of this proxy's network, empty for the unnamed one.
+	Network string
+	Views   *view.Store
+	Conns   *conns.Table
+	Record  *flow.Recorder
+	Log     *obs.Logger
+	// Certs gives the certificate source of an identity.
+	Certs func(identity.ID) mtls.Source
+	// Lookup resolves host names of workloads without an address.
+	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+	HBONE  hbone.Config
+	// MaxStreams and IdleRelease configure the pools; zero values take the pool's defaults.
+	MaxStreams  int
+	IdleRelease time.Duration
+	// Random gives a number below n; nil means the runtime's generator.
+	Random func(n uint64) uint64
+	// IgnoreBaggage keeps the destination's own account of itself out of the telemetry.
+	IgnoreBaggage bool
+}
+
+// Driver drives outbound connections of all pods of the node.
+type Driver struct {
+	cfg Config
+	// group ends each pool with its pod.
+	group *run.Group
+
+	mu sync.Mutex
+	// pools has one pool per pod that opened a connection and still lives.
+	pools map[*capture.Pod]*pool.Pool
+}
+
+// New makes a driver. The owner must Close it.
+func New(cfg Config) *Driver {
+	if cfg.Random == nil {
+		cfg.Random = rand.Uint64N
+	}
+	return &Driver{cfg: cfg, group: run.NewGroup(context.Background()), pools: map[*capture.Pod]*pool.Pool{}}
+}
+
+// Handle drives one captured connection to its end; it is a capture.Handler.
+func (d *Driver) Handle(ctx context.Context, pod *capture.Pod, a capture.Accepted) {
+	defer d.cfg.Record.Socket(flow.Source)()
+	defer func() { _ = a.Close() }()
+	src, plan, err := d.decide(ctx, pod, a)
+	if err != nil {
+		d.cfg.Record.Refused(flow.Source, a.Peer, a.Original, err)
+		return
+	}
+	live := d.cfg.Conns.Register(ctx, conns.Entry{
+		Pod: pod.UID, Direction: conns.Outbound, Src: a.Peer, Original: a.Original.String(),
+		Actual: plan.NextHop, Protocol: protocol(plan.Via),
+	})
+	defer live.Close()
+	rec := d.cfg.Record.Open(facts(src, plan, a))
+	rec.Close(d.carry(live, pod, src, plan, a, rec))
+}
+
+// decide takes one View and asks it once.
+func (d *Driver) decide(ctx context.Context, pod *capture.Pod, a capture.Accepted) (*mesh.Workload, steer.Plan, error) {
+	known, err := d.cfg.Views.WaitWorkload(ctx, d.cfg.Node, pod.Namespace, pod.Name, pod.ServiceAccount)
+	if err != nil {
+		return nil, steer.Plan{}, err
+	}
+	v := d.cfg.Views.Get()
+	src := v.WorkloadByUID(known.UID)
+	plan, err := steer.Outbound(v, src, a.Peer.Addr(), a.Original, d.cfg.Random)
+	if err != nil || plan.Resolve == "" {
+		return src, plan, err
+	}
+	ip, err := d.resolve(ctx, plan.Resolve, a.Original.Addr())
+	if err != nil {
+		return nil, steer.Plan{}, err
+	}
+	return src, plan.Resolved(ip), nil
+}
+
+// resolve picks at random among a name's addresses, preferably of the family that the client asked for.
+func (d *Driver) resolve(ctx context.Context, host string, like netip.Addr) (netip.Addr, error) {
+	all, err := d.cfg.Lookup(ctx, host)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("dns lookup of %s: %w", host, err)
+	}
+	var same, other []netip.Addr
+	for _, ip := range all {
+		if ip = ip.Unmap(); ip.Is4() == like.Is4() {
+			same = append(same, ip)
+		} else {
+			other = append(other, ip)
+		}
+	}
+	if len(same) == 0 {
+		same = other
+	}
+	if len(same) == 0 {
+		return netip.Addr{}, fmt.Errorf("dns lookup of %s: no address", host)
+	}
+	return same[d.cfg.Random(uint64(len(same)))], nil
+}
+
+// carry opens the way that was planned and relays. The error is the one for the record.
+func (d *Driver) carry(live *conns.Live, pod *capture.Pod, src *mesh.Workload, plan steer.Plan, a capture.Accepted, rec *flow.Flow) error {
+	ctx := live.Context()
+	up, err := d.open(ctx, pod, src, plan, a, rec)
+	if err != nil {
+		if cut := live.Cut(); cut != nil {
+			return flow.Fail(flow.NoFlag, cut)
+		}
+		return err
+	}
+	result := relay.Both(ctx, a.Conn, up, rec.Bytes)
+	if cut := live.Cut(); cut != nil {
+		return flow.Fail(flow.NoFlag, cut)
+	}
+	return result.Err
+}
+
+func (d *Driver) open(ctx context.Context, pod *capture.Pod, src *mesh.Workload, plan steer.Plan, a capture.Accepted, rec *flow.Flow) (relay.Duplex, error) {
+	switch plan.Via {
+	case steer.Passthrough, steer.Plain:
+		up, err := pod.Dial(ctx, plan.NextHop, netip.Addr{})
+		if err != nil {
+			return nil, flow.Fail(flow.Connect, fmt.Errorf("connection failed: %w", err))
+		}
+		return up, nil
+	case steer.HBONE, steer.DoubleHBONE:
+		tunnels, err := d.pool(pod)
+		if err != nil {
+			return nil, err
+		}
+		target := pool.Target{Source: src.Identity(), Expect: plan.Expect, Dst: plan.NextHop, SourceIP: a.Peer.Addr()}
+		stream, _, err := tunnels.Open(ctx, target, plan.Authority, d.headers(src, plan, a, false))
+		if err != nil {
+			return nil, classify(err)
+		}
+		if plan.Via == steer.HBONE {
+			return stream, nil
+		}
+		return d.inner(ctx, stream, src, plan, a, rec)
+	}
+	return nil, fmt.Errorf("no decision for %s: refusing to guess", a.Original)
+}
+
+// headers describe the connection to the next hop.
+func (d *Driver) headers(src *mesh.Workload, plan steer.Plan, a capture.Accepted, inner bool) []hbone.Header {
+	host := ""
+	if plan.Service != nil {
+		host = plan.Service.Hostname
+	}
+	out := append(make([]hbone.Header, 0, 4),
+		hbone.Header{Name: flow.HeaderBaggage, Value: flow.BaggageOf(src).String()},
+		hbone.Header{Name: flow.HeaderForwarded, Value: flow.Forwarded(a.Peer, host)},
+		hbone.Header{Name: flow.HeaderTraceparent, Value: flow.NewTrace(d.random).String()})
+	if inner {
+		out = append(out, hbone.Header{Name: flow.HeaderNetwork, Value: d.cfg.Network})
+	}
+	return out
+}
+
+func (d *Driver) random(b []byte) {
+	for i := range b {
+		b[i] = byte(d.cfg.Random(256))
+	}
+}
+
+// pool is the pod's own; it lives until the pod's connections are cut.
+func (d *Driver) pool(pod *capture.Pod) (*pool.Pool, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p := d.pools[pod]; p != nil {
+		return p, nil
+	}
+	p := pool.New(pool.Config{
+		MaxStreams: d.cfg.MaxStreams, Idle: d.cfg.IdleRelease,
+		Dial: func(ctx context.Context, t pool.Target) (*hbone.Client, error) { return d.dial(ctx, pod, t) },
+	})
+	end := func(ctx context.Context) error {
+		select {
+		case <-pod.Drain.Forced():
+		case <-ctx.Done():
+		}
+		d.mu.Lock()
+		delete(d.pools, pod)
+		d.mu.Unlock()
+		p.Close()
+		return nil
+	}
+	if !d.group.Go("tunnels of "+pod.UID, end) {
+		p.Close()
+		return nil, pool.ErrClosed
+	}
+	d.pools[pod] = p
+	return p, nil
+}
+
+// Close closes the tunnels of all pods and waits for them.
+func (d *Driver) Close() {
+	d.group.Stop()
+	_ = d.group.Wait()
+}
+
+// dial makes one authenticated connection to a proxy.
+func (d *Driver) dial(ctx context.Context, pod *capture.Pod, t pool.Target) (*hbone.Client, error) {
+	cert, err := d.cfg.Certs(t.Source).Certificate(ctx)
+	if err != nil {
+		return nil, flow.Fail(flow.IdentityError, err)
+	}
+	raw, err := pod.Dial(ctx, t.Dst, netip.Addr{})
+	if err != nil {
+		if timedOut(err) {
+			return nil, flow.Fail(flow.NetworkPolicy,
+				fmt.Errorf("connection timed out, maybe a NetworkPolicy is blocking HBONE port %d: %w", t.Dst.Port(), err))
+		}
+		return nil, flow.Fail(flow.Connect, fmt.Errorf("connection failed: %w", err))
+	}
+	limited, cancel := context.WithTimeout(ctx, handshakeLimit)
+	defer cancel()
+	secured, _, err := mtls.Client(limited, raw, cert, t.Expect)
+	if err != nil {
+		return nil, flow.Fail(flow.Connect, err)
+	}
+	client, err := hbone.NewClient(secured, d.cfg.HBONE)
+	if err != nil {
+		_ = secured.Close()
+		return nil, flow.Fail(flow.H2Failure, err)
+	}
+	return client, nil
+}
+
+// inner runs the second tunnel inside the first. It belongs to this one connection alone.
+func (d *Driver) inner(ctx context.Context, outer *hbone.Stream, src *mesh.Workload, plan steer.Plan, a capture.Accepted, rec *flow.Flow) (relay.Duplex, error) {
+	cert, err := d.cfg.Certs(src.Identity()).Certificate(ctx)
+	if err != nil {
+		_ = outer.Close()
+		return nil, flow.Fail(flow.IdentityError, err)
+	}
+	limited, cancel := context.WithTimeout(ctx, handshakeLimit)
+	defer cancel()
+	secured, peer, err := mtls.Client(limited, outer, cert, plan.Inner)
+	if err != nil {
+		_ = outer.Close()
+		return nil, flow.Fail(flow.Connect, fmt.Errorf("through the gateway %s: %w", plan.NextHop, err))
+	}
+	client, err := hbone.NewClient(secured, d.cfg.HBONE)
+	if err != nil {
+		_ = outer.Close()
+		return nil, flow.Fail(flow.H2Failure, err)
+	}
+	stream, resp, err := client.Connect(ctx, plan.Authority, d.headers(src, plan, a, true))
+	if err != nil {
+		_ = client.Close()
+		client.Wait()
+		return nil, classify(err)
+	}
+	if !d.cfg.IgnoreBaggage {
+		rec.Destination(flow.ParseBaggage(resp.Get(flow.HeaderBaggage)), peer)
+	}
+	return &innerStream{Stream: stream, client: client}, nil
+}
+
+// innerStream takes its connection along when it is closed.
+type innerStream struct {
+	*hbone.Stream
+	client *hbone.Client
+	once   sync.Once
+}
+
+// Close ends the stream, then, once that is told, its connection.
+func (s *innerStream) Close() error {
+	err := s.Stream.Close()
+	s.once.Do(s.client.Drain)
+	return err
+}
+
+// classify gives an error of a tunnel its flag.
+func classify(err error) error {
+	if _, ok := errors.AsType[*flow.Failure](err); ok {
+		return err
+	}
+	if status, ok := errors.AsType[*hbone.StatusError](err); ok {
+		return flow.Fail(flow.Connect, fmt.Errorf("http status: %d", status.Status))
+	}
+	return flow.Fail(flow.H2Failure, err)
+}
+
+func timedOut(err error) bool {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return true
+	}
+	t, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](err)
+	return ok && t.Timeout()
+}
+
+func protocol(v steer.Via) string {
+	switch v {
+	case steer.HBONE:
+		return "HBONE"
+	case steer.DoubleHBONE:
+		return "DOUBLEHBONE"
+	case steer.Passthrough, steer.Plain:
+	}
+	return "TCP"
+}
+
+func facts(src *mesh.Workload, plan steer.Plan, a capture.Accepted) flow.Facts {
+	f := flow.Facts{
+		Reporter: flow.Source, Src: a.Peer, Dst: plan.NextHop, HBONETarget: plan.Authority,
+		SourceWorkload: src, DestWorkload: plan.Dest, Service: plan.Service, Mutual: plan.Via.Tunnelled(),
+	}
+	if f.Mutual {
+		f.SourceID = src.Identity()
+	}
+	if plan.Dest != nil {
+		f.DestID = plan.Dest.Identity()
+	}
+	return f
+}
