@@ -1,12 +1,15 @@
 package manifest
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
@@ -139,4 +142,22 @@ func join(path, name string) string {
 		return name
 	}
 	return path + "." + name
+}
+
+// CheckMessage compares JSON with the schema of m, for texts inside of objects that are decoded without looking at
+// unknown fields. The error joins one [Error] per difference, with field paths that begin with root.
+func CheckMessage(root string, raw []byte, m proto.Message) error {
+	var tree any
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	if err := d.Decode(&tree); err != nil {
+		return &Error{Field: root, Problem: err.Error()}
+	}
+	p := &problems{}
+	checkProto(root, tree, m.ProtoReflect().Descriptor(), p)
+	var errs []error
+	for _, e := range p.list {
+		errs = append(errs, e)
+	}
+	return errors.Join(errs...)
 }

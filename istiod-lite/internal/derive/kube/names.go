@@ -25,6 +25,7 @@ const (
 	LabelCanonicalRevision          = "service.istio.io/canonical-revision"
 	LabelWorkloadName               = "service.istio.io/workload-name"
 	LabelServiceName                = "kubernetes.io/service-name"
+	LabelAutoAllocate               = "networking.istio.io/enable-autoallocate-ip"
 
 	AnnotationRedirection           = "ambient.istio.io/redirection"
 	AnnotationCanaryWeight          = "istio.io/use-waypoint-canary-weight"
