@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/marrowmesh/marrow/internal/manifest"
@@ -148,4 +149,12 @@ func (e *APIError) Error() string {
 		return fmt.Sprintf("the lab answered with status %d", e.Status)
 	}
 	return e.Message
+}
+
+// ParseTarget reads a target as users write it: "name" or "namespace/name".
+func ParseTarget(s string) Target {
+	if ns, name, ok := strings.Cut(s, "/"); ok {
+		return Target{Namespace: ns, Name: name}
+	}
+	return Target{Name: s}
 }

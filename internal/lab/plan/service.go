@@ -25,7 +25,7 @@ func ClusterIPs(s *corev1.Service, r Ranges, used map[netip.Addr]string) error {
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
 		return nil
 	}
-	defaultPorts(s)
+	DefaultService(s)
 	if err := families(s, r.V6.IsValid()); err != nil {
 		return err
 	}
@@ -68,7 +68,8 @@ func Allocated(s *corev1.Service) bool {
 		len(s.Spec.IPFamilies) == max(1, len(s.Spec.ClusterIPs)))
 }
 
-func defaultPorts(s *corev1.Service) {
+// DefaultService fills in what the API server would of type and ports.
+func DefaultService(s *corev1.Service) {
 	if s.Spec.Type == "" {
 		s.Spec.Type = corev1.ServiceTypeClusterIP
 	}
