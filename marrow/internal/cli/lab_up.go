@@ -45,16 +45,22 @@ func upCommand() *cobra.Command {
 	f.BoolVarP(&u.o.Detach, "detach", "d", false, "leave the lab running and return")
 	f.BoolVar(&u.o.NoMesh, "no-mesh", false, "pods and services only, no component of the mesh")
 	f.BoolVar(&u.o.NoIPv6, "no-ipv6", false, "IPv4 only")
-	f.BoolVar(&u.o.User, "user-namespace", false, "use a user namespace, also as root")
+	f.StringArrayVar(&u.o.Zones, "zone", nil, "region/zone of node 1, 2, ... (repeatable)")
+	f.DurationVar(&u.o.Timeout, "timeout", 2*time.Minute, "limit of the start")
+	f.BoolVar(&u.asJSON, "json", false, "print the lab as JSON when it is up, and progress as lines of JSON on standard error")
+	u.componentFlags(c)
+	return c
+}
+
+// componentFlags are the flags of every command that starts a lab.
+func (u *upFlags) componentFlags(c *cobra.Command) {
+	f := c.Flags()
 	f.StringVar(&u.ztunnel, "ztunnel-command", "", "run this in the place of our ztunnel")
 	f.StringVar(&u.cni, "cni-command", "", "run this in the place of our cni")
 	f.StringVar(&u.waypoint, "waypoint-command", "", "run this in the place of our waypoint")
 	f.StringVar(&u.controlPlane, "control-plane-command", "", "run this in the place of our istiod-lite")
 	f.StringArrayVarP(&u.o.Env, "env", "e", nil, "NAME=value for every component (repeatable)")
-	f.StringArrayVar(&u.o.Zones, "zone", nil, "region/zone of node 1, 2, ... (repeatable)")
-	f.DurationVar(&u.o.Timeout, "timeout", 2*time.Minute, "limit of the start")
-	f.BoolVar(&u.asJSON, "json", false, "print the lab as JSON when it is up, and progress as lines of JSON on standard error")
-	return c
+	f.BoolVar(&u.o.User, "user-namespace", false, "use a user namespace, also as root")
 }
 
 func (u *upFlags) commands() error {

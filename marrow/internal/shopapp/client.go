@@ -51,7 +51,7 @@ type Summary struct {
 	Requests int            `json:"requests"`
 	Errors   int            `json:"errors"`
 	Status   map[string]int `json:"status"`
-	Versions map[string]int `json:"versions"` // name/version of those that answered
+	Versions map[string]int `json:"versions"`          // name/version of those that answered
 	Remotes  map[string]int `json:"remotes,omitempty"` // addresses from which the servers were called
 	Texts    map[string]int `json:"texts,omitempty"`
 	Min      time.Duration  `json:"min_ns"`
