@@ -26,6 +26,8 @@ type Config struct {
 	Drain time.Duration `json:"connectionTerminationDeadline"`
 	// Workers is GOMAXPROCS; 0 keeps the runtime's own choice.
 	Workers int `json:"numWorkerThreads"`
+	// Metajson is further metadata for the control plane, each value JSON.
+	Metajson map[string]string `json:"-"`
 	// Ignored are names that are set but change nothing here.
 	Ignored []string `json:"ignored,omitempty"`
 }
@@ -125,6 +127,7 @@ func Load(r *conf.Reader, files Files) (*Config, error) {
 		SecretTTL: r.Duration("SECRET_TTL", 24*time.Hour, "certificate life asked for; 0: the authority decides"),
 		Drain:     l.drain(),
 		Workers:   l.workers(pc.Concurrency),
+		Metajson:  l.metajson(),
 	}
 	c.Log.Format = r.Enum("LOG_FORMAT", "plain", []string{"plain", "json"}, "form of log lines")
 	c.Log.Filter = r.String("RUST_LOG", "info", "level or scope=level, comma-separated")

@@ -1,9 +1,9 @@
 package config
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"runtime"
 	"strconv"
 	"strings"
@@ -30,6 +30,18 @@ func (l *loader) drain() time.Duration {
 		return time.Duration(n-5) * time.Second
 	}
 	return time.Duration(max(n-1, 1)) * time.Second
+}
+
+// metajson reads metadata that is more than texts.
+func (l *loader) metajson() map[string]string {
+	const prefix = "ISTIO_METAJSON_"
+	all := l.r.WithPrefix(prefix, "proxy metadata as JSON")
+	for k, v := range all {
+		if !json.Valid([]byte(v)) {
+			l.r.Fail(prefix+k, v, "must be JSON")
+		}
+	}
+	return all
 }
 
 // workers reads a number, or a part of the cores such as 50%; 0 means all cores.
@@ -150,10 +162,11 @@ func (p proxyConfig) with(o proxyConfig) proxyConfig {
 // metadata is the ProxyConfig's with over on top.
 func (p proxyConfig) metadata(over map[string]string) map[string]string {
 	out := make(map[string]string, len(p.Metadata)+len(over))
-	for k, v := range p.Metadata {
-		out[strings.TrimPrefix(k, metaPrefix)] = v
+	for _, m := range []map[string]string{p.Metadata, over} {
+		for k, v := range m {
+			out[strings.TrimPrefix(k, metaPrefix)] = v
+		}
 	}
-	maps.Copy(out, over)
 	return out
 }
 

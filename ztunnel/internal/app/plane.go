@@ -1,0 +1,183 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/marrowmesh/marrow/internal/caclient"
+	"github.com/marrowmesh/marrow/internal/hbone"
+	"github.com/marrowmesh/marrow/internal/identity"
+	"github.com/marrowmesh/marrow/internal/mtls"
+	"github.com/marrowmesh/marrow/internal/netsys"
+	"github.com/marrowmesh/marrow/internal/obs"
+	"github.com/marrowmesh/marrow/internal/run"
+	"github.com/marrowmesh/marrow/internal/xds"
+	"github.com/marrowmesh/marrow/internal/zds"
+	"github.com/marrowmesh/marrow/ztunnel/internal/capture"
+	"github.com/marrowmesh/marrow/ztunnel/internal/certs"
+	"github.com/marrowmesh/marrow/ztunnel/internal/config"
+	"github.com/marrowmesh/marrow/ztunnel/internal/conns"
+	"github.com/marrowmesh/marrow/ztunnel/internal/flow"
+	"github.com/marrowmesh/marrow/ztunnel/internal/inbound"
+	"github.com/marrowmesh/marrow/ztunnel/internal/outbound"
+	"github.com/marrowmesh/marrow/ztunnel/internal/pods"
+	"github.com/marrowmesh/marrow/ztunnel/internal/view"
+)
+
+// plane is the parts that serve pods.
+type plane struct {
+	cfg      *config.Config
+	log      *obs.Logger
+	views    *view.Store
+	certs    *certs.Manager
+	conns    *conns.Table
+	outbound *outbound.Driver
+	pods     *pods.Manager
+	xds      *xds.Client
+	ca       *grpc.ClientConn
+}
+
+// compose makes all parts and starts none.
+func (p *proxy) compose(ready *run.Task) (*plane, error) {
+	cfg := p.cfg
+	pl := &plane{cfg: cfg, log: p.log, views: view.New(p.log.Named("state"))}
+	var err error
+	if pl.ca, err = dial(cfg, cfg.CA); err != nil {
+		return nil, err
+	}
+	authority := caclient.New(pl.ca)
+	pl.certs = certs.New(certs.Config{
+		Log: p.log.Named("identity"), Random: rand.Float64,
+		Fetch: func(ctx context.Context, id identity.ID) (*mtls.Certificate, error) {
+			return authority.Fetch(ctx, id, true, cfg.SecretTTL)
+		},
+	})
+	pl.conns = conns.NewTable(pl.views, p.log.Named("rbac"), cfg.Policy.InfoLogging)
+	counters, err := flow.NewMetrics(p.metrics)
+	if err != nil {
+		return nil, err
+	}
+	record := flow.NewRecorder(counters, p.log)
+	transport := hbone.Config{StreamWindow: cfg.HBONE.StreamWindow, ConnWindow: cfg.HBONE.ConnWindow, FrameSize: cfg.HBONE.FrameSize}
+	pl.outbound = outbound.New(outbound.Config{
+		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.log.Named("outbound"),
+		Certs: pl.certs.Source, Lookup: lookup, HBONE: transport, MaxStreams: cfg.HBONE.MaxStreams, IdleRelease: cfg.HBONE.UnusedRelease,
+		IgnoreBaggage: !cfg.HBONE.Baggage,
+	})
+	in := inbound.New(inbound.Config{
+		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.log.Named("inbound"),
+		Certs: pl.certs.Source, HBONE: transport, NaturalSource: !*cfg.Data.KeepSource, TunnelToPodIP: !cfg.HBONE.LoopbackApp,
+		NoBaggage: !cfg.HBONE.Baggage,
+	})
+	shared := &capture.Config{
+		Options: capture.Options{Mark: cfg.Data.Mark, ReusePort: cfg.Data.ReusePort, IPv6: cfg.Data.IPv6,
+			KeepSource: *cfg.Data.KeepSource, KeepAlive: cfg.Data.KeepAlive},
+		Handlers: capture.Handlers{Outbound: pl.outbound.Handle, Plain: in.HandlePlain, HBONE: in.HandleHBONE},
+		Log:      p.log.Named("capture"),
+	}
+	pl.pods = pods.New(pods.Config{
+		Open: opener(shared), Drain: p.drain, Ready: ready, Log: p.log.Named("inpod"), Metrics: pods.NewMetrics(p.metrics),
+	})
+	pl.xds = xds.NewClient(xds.ClientConfig{
+		Dial:    func(context.Context) (*grpc.ClientConn, error) { return dial(cfg, cfg.XDS) },
+		Node:    announcedNode(&cfg.Node, cfg.Metajson),
+		Types:   pl.views.Types(),
+		OnEvent: watchXDS(p.metrics, p.log.Named("xds")),
+	})
+	return pl, nil
+}
+
+// dial prepares a channel to a part of the control plane.
+func dial(cfg *config.Config, e config.Endpoint) (*grpc.ClientConn, error) {
+	o := xds.DialOptions{RootCA: e.RootCA, ClusterID: cfg.Node.ClusterID, AltName: e.AltName, Headers: e.Headers}
+	switch {
+	case cfg.Auth.TokenPath != "":
+		o.Token = xds.TokenFile(cfg.Auth.TokenPath)
+	case cfg.Auth.Token != "":
+		o.Token = func() (string, error) { return cfg.Auth.Token, nil }
+	}
+	return xds.DialControlPlane(e.Address, o)
+}
+
+// lookup resolves in ztunnel's own namespace.
+func lookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+}
+
+// startCore starts what must live until the last connection has ended.
+func (pl *plane) startCore(g *run.Group) {
+	g.Go("control plane", pl.xds.Run)
+	g.Go("certificates", pl.certs.Run)
+	g.Go("certificates of local pods", func(ctx context.Context) error { return pl.certs.Follow(ctx, pl.views, pl.cfg.Node.Name) })
+	g.Go("policy changes", pl.conns.Run)
+}
+
+// serve takes in pods until ctx ends, or the agent breaks the protocol.
+func (pl *plane) serve(ctx context.Context) error {
+	g := run.NewGroup(ctx)
+	g.Go("retry pods", pl.pods.Run)
+	g.Go("node agent", func(ctx context.Context) error {
+		return zds.NewClient(pl.log.Named("inpod")).Run(ctx, pl.cfg.Data.Socket, pl.pods)
+	})
+	return g.Wait()
+}
+
+func (pl *plane) close() {
+	pl.outbound.Close()
+	_ = pl.ca.Close()
+}
+
+// opener makes pods.Namespace of the descriptors that the agent sends.
+func opener(shared *capture.Config) func(fd int) (pods.Namespace, error) {
+	return func(fd int) (pods.Namespace, error) {
+		ns, err := netsys.NetnsFromFD(fd)
+		if err != nil {
+			return nil, err
+		}
+		return &namespace{Netns: ns, shared: shared}, nil
+	}
+}
+
+type namespace struct {
+	*netsys.Netns
+
+	shared *capture.Config
+}
+
+// Start implements pods.Namespace.
+func (n *namespace) Start(uid string, info zds.Info, drain *run.Drain) (pods.Proxy, error) {
+	return capture.Open(n.shared, n.Netns, &capture.Pod{
+		UID: uid, Name: info.Name, Namespace: info.Namespace, ServiceAccount: info.ServiceAccount, Drain: drain,
+	})
+}
+
+// announcedNode is how the control plane knows this proxy.
+func announcedNode(n *config.Node, metajson map[string]string) *corev3.Node {
+	ip := "1.1.1.1"
+	if n.InstanceIP.IsValid() {
+		ip = n.InstanceIP.String()
+	}
+	fields := map[string]*structpb.Value{
+		"NAME": structpb.NewStringValue(n.PodName), "NAMESPACE": structpb.NewStringValue(n.PodNamespace),
+		"INSTANCE_IPS": structpb.NewStringValue(ip), "NODE_NAME": structpb.NewStringValue(n.Name),
+	}
+	for k, v := range n.Metadata {
+		fields[k] = structpb.NewStringValue(v)
+	}
+	for k, text := range metajson {
+		v := &structpb.Value{}
+		if json.Unmarshal([]byte(text), v) == nil { // checked by config
+			fields[k] = v
+		}
+	}
+	id := []string{"ztunnel", ip, n.PodName + "." + n.PodNamespace, n.PodNamespace + ".svc.cluster.local"}
+	return &corev3.Node{Id: strings.Join(id, "~"), Metadata: &structpb.Struct{Fields: fields}}
+}
