@@ -27,6 +27,9 @@ const (
 
 	statusFD = 3 // the pipe on which the inside says how the start went
 
+	// lastBreath is how long a program that failed to start may take to end.
+	lastBreath = 5 * time.Second
+
 	statusReady = 'R'
 	statusError = 'E'
 )
@@ -216,11 +219,18 @@ func detach(ctx context.Context, cfg Config, cmd *exec.Cmd, status *os.File, res
 		}
 		failed = err
 	case <-timer.C:
+		_ = cmd.Process.Kill()
 		failed = fmt.Errorf("sandbox: the program inside was not ready within %v", limit)
 	case <-ctx.Done():
 		failed = context.Cause(ctx)
 	}
-	_ = cmd.Process.Kill()
+	if context.Cause(ctx) == nil {
+		// Having said why, the program is about to end by itself, and its
+		// status is worth knowing.
+		defer time.AfterFunc(lastBreath, func() { _ = cmd.Process.Kill() }).Stop()
+	} else {
+		_ = cmd.Process.Kill()
+	}
 	res, err := exitOf(res, cmd.Wait())
 	if errors.Is(failed, errNoStatus) {
 		failed = fmt.Errorf("sandbox: the program inside ended with status %d before it was ready", res.ExitCode)
