@@ -50,7 +50,7 @@ type Delta struct {
 type Changes struct {
 	Addresses      Delta
 	Authorizations Delta
-	// Conditions are those of the objects for which they changed, complete per object.
+	// Conditions are those of the objects for which they changed, complete per object; the object may be gone.
 	Conditions []ObjectConditions
 	// Problems are refused mesh settings; the last good ones stay in force.
 	Problems []error
@@ -119,7 +119,10 @@ func (p *Pipeline) Apply(batch []source.Event) Changes {
 	p.engine.Settle()
 	out.Addresses, out.Authorizations = deltaOf(p.addresses), deltaOf(p.authorizations)
 	for _, c := range p.conditions {
-		changed, _ := c.output.Take() // an object that is gone needs no conditions
+		changed, removed := c.output.Take()
+		for _, k := range removed { // gone, or not looked at any more: what an earlier state had is to be removed
+			changed = append(changed, collect.Row[name, []Condition]{Key: k})
+		}
 		for _, row := range changed {
 			out.Conditions = append(out.Conditions, ObjectConditions{
 				Object:     manifest.Key{Group: c.group, Kind: c.kind, Namespace: row.Key.Namespace, Name: row.Key.Name},
@@ -283,3 +286,6 @@ func serviceResource(k hostKey, s boundService) Resource {
 func authorizationResource[K comparable](_ K, a *security.Authorization) Resource {
 	return pack(a.GetNamespace()+"/"+a.GetName(), AuthorizationType, a)
 }
+
+// Runs counts the derivations that ran so far: a measure of the work of a batch.
+func (p *Pipeline) Runs() int { return p.engine.TotalRuns() }
