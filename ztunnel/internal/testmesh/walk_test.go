@@ -182,4 +182,3 @@ func TestWaitsForItsWorkload(t *testing.T) {
 		_ = c.Close()
 	})
 }
-
