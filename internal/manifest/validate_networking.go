@@ -15,8 +15,8 @@ func validateMeta(o Object, p *problems) {
 	switch {
 	case o.GetName() == "":
 		p.add("metadata.name", "is empty; name the object")
-	case strings.ContainsAny(o.GetName(), "/\\") || o.GetName() == "." || o.GetName() == "..":
-		p.add("metadata.name", "value %q has a character that no name may have; use letters, digits, '-' and '.'", o.GetName())
+	case len(validation.IsDNS1123Subdomain(o.GetName())) > 0:
+		p.add("metadata.name", "value %q is no object name; use lower-case letters, digits, '-' and '.'", o.GetName())
 	}
 	if ns := o.GetNamespace(); ns != "" && len(validation.IsDNS1123Label(ns)) > 0 {
 		p.add("metadata.namespace", "value %q is no namespace name; use lower-case letters, digits and '-'", ns)
