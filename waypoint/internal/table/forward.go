@@ -21,7 +21,10 @@ func compileForward(p *routev3.RouteAction, inherited *Retry) (Action, error) {
 		"retry_policy", "request_mirror_policies", "hash_policy", "max_grpc_timeout", "upgrade_configs", "max_stream_duration"); err != nil {
 		return nil, err
 	}
-	f := &Forward{Timeout: defaultTimeout, Idle: positive(p.GetIdleTimeout(), p.GetIdleTimeout() != nil), Retry: inherited}
+	if d := p.GetIdleTimeout().AsDuration(); d != 0 {
+		return nil, fmt.Errorf("idle_timeout %v: %w", d, strict.ErrUnsupported)
+	}
+	f := &Forward{Timeout: defaultTimeout, Retry: inherited}
 	if t := p.GetTimeout(); t != nil {
 		f.Timeout = max(t.AsDuration(), 0)
 	}

@@ -201,11 +201,13 @@ func compileManager(p *hcmv3.HttpConnectionManager) (*HTTPChain, error) {
 	if f := p.GetForwardClientCertDetails(); f != hcmv3.HttpConnectionManager_SANITIZE {
 		return nil, fmt.Errorf("forward_client_cert_details %v: %w", f, strict.ErrUnsupported)
 	}
+	if d := p.GetStreamIdleTimeout().AsDuration(); d != 0 {
+		return nil, fmt.Errorf("stream_idle_timeout %v: %w", d, strict.ErrUnsupported)
+	}
 	h := &HTTPChain{
 		Normalization: match.Normalization{Base: p.GetNormalizePath().GetValue(), MergeSlashes: p.GetMergeSlashes()},
 		ServerName:    p.GetServerName(),
 		RequestID:     p.GetGenerateRequestId() == nil || p.GetGenerateRequestId().GetValue(),
-		StreamIdle:    positive(p.GetStreamIdleTimeout(), p.GetStreamIdleTimeout() != nil),
 	}
 	if h.ServerName == "" {
 		h.ServerName = "envoy"

@@ -18,7 +18,6 @@ type Retry struct {
 	On          Cause
 	Retries     int           // after the first attempt
 	PerTry      time.Duration // 0 = none
-	PerTryIdle  time.Duration // 0 = none
 	Codes       []int
 	Base, Max   time.Duration // of the back-off
 	Avoid       bool          // prefer an endpoint that was not tried yet
@@ -123,12 +122,12 @@ func compileRetry(p *routev3.RetryPolicy) (*Retry, error) {
 	if p == nil {
 		return nil, nil
 	}
-	if err := strict.Only(p, "retry_on", "num_retries", "per_try_timeout", "per_try_idle_timeout", "retry_host_predicate",
+	if err := strict.Only(p, "retry_on", "num_retries", "per_try_timeout", "retry_host_predicate",
 		"host_selection_retry_max_attempts", "retriable_status_codes", "retry_back_off", "retriable_headers",
 		"retriable_request_headers", "retry_priority", "refresh_cluster_on_retry"); err != nil {
 		return nil, err
 	}
-	r := &Retry{Retries: 1, PerTry: p.GetPerTryTimeout().AsDuration(), PerTryIdle: p.GetPerTryIdleTimeout().AsDuration(), Base: 25 * time.Millisecond}
+	r := &Retry{Retries: 1, PerTry: p.GetPerTryTimeout().AsDuration(), Base: 25 * time.Millisecond}
 	if n := p.GetNumRetries(); n != nil {
 		r.Retries = int(min(n.GetValue(), 1000))
 	}

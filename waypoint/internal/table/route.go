@@ -1,6 +1,7 @@
 package table
 
 import (
+	"fmt"
 	"net/http"
 	"net/netip"
 	"regexp"
@@ -52,8 +53,7 @@ type Forward struct {
 	NotFound  int           // status when the cluster is not known
 	Timeout   time.Duration // of the whole exchange; 0 = none
 	MaxGRPC   *time.Duration
-	Idle      time.Duration // of the stream; 0 = none
-	Retry     *Retry        // nil = none
+	Retry     *Retry // nil = none
 	Mirrors   []Mirror
 	Hash      []HashKey
 	Rewrite   Rewrite
@@ -403,4 +403,24 @@ func (m *Mutations) Apply(h http.Header, facts Facts) (authority string) {
 		}
 	}
 	return authority
+}
+
+// All returns every route, in the order in which they are tried.
+func (r *Rules) All() []*Route {
+	var out []*Route
+	for i := range r.hosts {
+		out = append(out, r.hosts[i].routes...)
+	}
+	return out
+}
+
+// When describes the route's path condition and counts the others.
+func (r *Route) When() string {
+	c := &r.when
+	kind := map[pathKind]string{pathPrefix: "prefix ", pathExact: "path ", pathRegex: "regex ", pathSegments: "segments "}[c.kind]
+	text := c.path
+	if c.kind == pathRegex {
+		text = c.re.String()
+	}
+	return fmt.Sprintf("%s%s (%d headers, %d query parameters)", kind, text, len(c.headers), len(c.query))
 }

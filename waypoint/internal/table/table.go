@@ -47,7 +47,6 @@ type HTTPChain struct {
 	ServerMode    ServerMode
 	WebSocket     bool // upgrades to websocket are allowed
 	RequestID     bool // make X-Request-Id when the client sent none
-	StreamIdle    time.Duration
 	Logs          []Log
 }
 

@@ -94,9 +94,7 @@ func (c *Cluster) Transport(h *Host, downstreamMajor int) http.RoundTripper {
 	}
 	if *at == nil {
 		*at = c.newTransport(h.target(c.Config.ConnectTimeout), two)
-	}
-	if p.retired || c.Config.Kind == KindTunnel || c.Config.Kind == KindDialled {
-		(*at).DisableKeepAlives = !two // nobody will look for this connection again
+		(*at).DisableKeepAlives = p.retired && !two // nobody will look for this connection again
 	}
 	return *at
 }
@@ -118,12 +116,31 @@ func (c *Cluster) newTransport(t Target, two bool) *http.Transport {
 	}
 }
 
-// retire closes what is idle and keeps nothing that becomes idle; open requests end in peace.
+// retire closes what is idle, now and when the last open request ends; open requests end in peace.
 func (st *hostState) retire() {
+	st.pools.mu.Lock()
+	st.pools.retired = true
+	st.pools.mu.Unlock()
+	st.closeIdle()
+}
+
+// finish counts down an open request.
+func (st *hostState) finish() {
+	if st.active.Add(-1) > 0 {
+		return
+	}
+	st.pools.mu.Lock()
+	retired := st.pools.retired
+	st.pools.mu.Unlock()
+	if retired {
+		st.closeIdle()
+	}
+}
+
+func (st *hostState) closeIdle() {
 	p := &st.pools
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.retired = true
 	for _, t := range []*http.Transport{p.h1, p.h2} {
 		if t != nil {
 			t.CloseIdleConnections()

@@ -132,7 +132,9 @@ func (c *Cluster) dialled(ch Choice) (*Host, error) {
 			}
 		}
 	}
-	return &Host{Endpoint: e, state: newHostState()}, nil
+	h := &Host{Endpoint: e, state: newHostState()}
+	h.state.retire() // nobody else will find it, so it keeps no connection
+	return h, nil
 }
 
 // usable are the hosts of the first priority that has any in rotation.
@@ -251,7 +253,7 @@ func (c *Cluster) Begin(h *Host) (end func(), err error) {
 	return func() {
 		once.Do(func() {
 			c.stats.active.Add(-1)
-			h.state.active.Add(-1)
+			h.state.finish()
 		})
 	}, nil
 }

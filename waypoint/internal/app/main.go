@@ -1,0 +1,59 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/marrowmesh/marrow/internal/conf"
+	"github.com/marrowmesh/marrow/internal/obs"
+	"github.com/marrowmesh/marrow/waypoint/internal/config"
+)
+
+// UsageError is a command line that cannot be understood.
+type UsageError struct{ Problem string }
+
+func (e *UsageError) Error() string {
+	return e.Problem + "; usage: waypoint [proxy waypoint] [--domain D] [--serviceCluster C]; everything else comes from the environment"
+}
+
+// ExitCode implements the interface of run.Main.
+func (e *UsageError) ExitCode() int { return 64 }
+
+// Command is what main runs.
+func Command(ctx context.Context, args []string) error {
+	if err := checkArgs(args); err != nil {
+		return err
+	}
+	cfg, err := config.Load(conf.FromEnv())
+	if err != nil {
+		return err
+	}
+	out := obs.Stdout()
+	log, levels, err := obs.NewLogger(out, cfg.LogFormat, cfg.LogFilter)
+	if err != nil {
+		return errors.Join(errors.New("MARROW_LOG"), err)
+	}
+	return Run(ctx, cfg, Deps{Out: out, Log: log, Levels: levels})
+}
+
+// checkArgs accepts what Istio's Deployments write. Their flags repeat what the environment says.
+func checkArgs(args []string) error {
+	if len(args) >= 2 && args[0] == "proxy" {
+		if args[1] != "waypoint" {
+			return &UsageError{fmt.Sprintf("proxy %q is not a waypoint", args[1])}
+		}
+		args = args[2:]
+	}
+	for i := 0; i < len(args); i++ {
+		switch args[i] {
+		case "--domain", "--serviceCluster", "--proxyLogLevel", "--proxyComponentLogLevel", "--log_output_level":
+			if i++; i == len(args) {
+				return &UsageError{fmt.Sprintf("flag %s has no value", args[i-1])}
+			}
+		default:
+			return &UsageError{fmt.Sprintf("argument %q is not known", args[i])}
+		}
+	}
+	return nil
+}

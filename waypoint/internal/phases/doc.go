@@ -1,0 +1,15 @@
+// Package phases is the life of one request inside a waypoint, and of one opaque connection.
+//
+//	identify -> match -> authorize -> request filters -> choose -> connect -> forward -> response filters -> record
+//
+// It drives what the deciders say: table names the route, filters judge, upstream picks. Every failure ends in answer, the only place
+// that knows statuses and response flags; record always runs, once. It never listens, never dials by itself and keeps nothing from
+// one request to the next.
+//
+// Invariants: one request reads one table (TestOneViewPerDecision); nothing reaches an upstream before it is authorized
+// (TestDeniedRequestReachesNobody); a retry happens only while the client has got nothing (TestNoRetryAfterFirstByte) and sends the
+// same body (TestRetryReplaysBody); a request without a session, a chain or routes is refused (TestUnknownFailsClosed); bodies are
+// passed on as they come (TestStreaming).
+//
+// Neighbours: front brings sessions, table, filters and upstream decide, telemetry counts.
+package phases

@@ -1,0 +1,47 @@
+package phases
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/marrowmesh/marrow/internal/identity"
+	"github.com/marrowmesh/marrow/waypoint/internal/table"
+	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
+)
+
+// Session is what the outer tunnel told about a connection inside it. It does not change.
+type Session struct {
+	Peer        identity.ID    // proven by the client's certificate; zero = none
+	Local       identity.ID    // this waypoint's own
+	Source      netip.AddrPort // the client's socket
+	Destination netip.AddrPort // what it dialled; invalid when that was a name
+	Port        uint16         // of what it dialled
+	Authority   string         // of the CONNECT
+	Baggage     string         // of the CONNECT, as it came
+	Client      upstream.Workload
+	Protocol    table.Protocol // when it was detected
+}
+
+// principal is the client's name as policies spell it; empty = none.
+func (s *Session) principal() string {
+	if s.Peer.IsZero() {
+		return ""
+	}
+	return s.Peer.String()
+}
+
+func (s *Session) conn(p table.Protocol) table.Conn {
+	return table.Conn{Destination: s.Destination, Authority: s.Authority, Protocol: p}
+}
+
+type sessionKey struct{}
+
+// WithSession attaches a connection's session to the context of its requests.
+func WithSession(ctx context.Context, s *Session) context.Context {
+	return context.WithValue(ctx, sessionKey{}, s)
+}
+
+func sessionOf(ctx context.Context) *Session {
+	s, _ := ctx.Value(sessionKey{}).(*Session)
+	return s
+}

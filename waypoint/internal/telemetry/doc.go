@@ -1,0 +1,9 @@
+// Package telemetry counts requests and connections in Istio's standard series, as reporter "waypoint", and writes access log lines.
+//
+// It does not know where its numbers come from: phases gives it finished entries. A label whose value is not known is "unknown".
+//
+// Invariants: every request is counted exactly once, refused ones too (TestRequestLabels); the bytes of a connection are counted while
+// it is open and add up to the whole at its end (TestConnBytesAddUp); a line is written whole (TestLinesAreWhole).
+//
+// Neighbours: phases fills it, admin shows the series.
+package telemetry

@@ -1,0 +1,209 @@
+package telemetry
+
+import (
+	"context"
+	"io"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/marrowmesh/marrow/internal/obs"
+	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
+)
+
+// Peer is one end of a request.
+type Peer struct {
+	Workload  upstream.Workload
+	Principal string // "spiffe://…"; empty = none
+}
+
+// Request is one finished request.
+type Request struct {
+	Source, Destination Peer
+	Service             upstream.Service
+	Protocol            string // http or grpc
+	Code                int
+	GRPC                string // status; empty = none
+	Flags               string
+	Mutual              bool
+	Duration            time.Duration
+	Received, Sent      int64 // bytes, headers included
+}
+
+// Conn is one opaque connection; Received counts the bytes from the client.
+type Conn struct {
+	Source, Destination Peer
+	Service             upstream.Service
+	Flags               string
+	Mutual              bool
+	Received, Sent      int64
+}
+
+// Telemetry owns the series and the log's writer.
+type Telemetry struct {
+	requests *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	received *prometheus.HistogramVec
+	sent     *prometheus.HistogramVec
+	tcp      tcpSeries
+
+	mu    sync.Mutex
+	out   io.Writer
+	conns map[*live]struct{}
+}
+
+type tcpSeries struct{ opened, closed, received, sent *prometheus.CounterVec }
+
+// buckets are Envoy's.
+func buckets() []float64 {
+	return []float64{0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000, 3600000}
+}
+
+func commonLabels() []string {
+	return []string{
+		"reporter", "source_workload", "source_workload_namespace", "source_principal", "source_app", "source_version",
+		"source_canonical_service", "source_canonical_revision", "source_cluster", "destination_workload",
+		"destination_workload_namespace", "destination_principal", "destination_app", "destination_version",
+		"destination_canonical_service", "destination_canonical_revision", "destination_service", "destination_service_name",
+		"destination_service_namespace", "destination_cluster", "request_protocol", "response_flags", "connection_security_policy",
+	}
+}
+
+// New registers the series with r; lines go to out.
+func New(r prometheus.Registerer, out io.Writer) *Telemetry {
+	http := append(commonLabels(), "response_code", "grpc_response_status")
+	tcp := commonLabels()
+	return &Telemetry{
+		requests: obs.Counter(r, "istio_requests_total", "Finished requests.", http...),
+		duration: obs.Histogram(r, "istio_request_duration_milliseconds", "Time from the first byte in to the last byte out.", buckets(), http...),
+		received: obs.Histogram(r, "istio_request_bytes", "Bytes of requests, headers included.", buckets(), http...),
+		sent:     obs.Histogram(r, "istio_response_bytes", "Bytes of responses, headers included.", buckets(), http...),
+		tcp: tcpSeries{
+			opened:   obs.Counter(r, "istio_tcp_connections_opened_total", "Opaque connections opened.", tcp...),
+			closed:   obs.Counter(r, "istio_tcp_connections_closed_total", "Opaque connections closed.", tcp...),
+			received: obs.Counter(r, "istio_tcp_received_bytes_total", "Bytes from clients on opaque connections.", tcp...),
+			sent:     obs.Counter(r, "istio_tcp_sent_bytes_total", "Bytes to clients on opaque connections.", tcp...),
+		},
+		out: out, conns: map[*live]struct{}{},
+	}
+}
+
+func known(s string) string {
+	if s == "" {
+		return "unknown"
+	}
+	return s
+}
+
+func labels(src, dst Peer, svc upstream.Service, protocol, flags string, mutual bool) []string {
+	policy := "none"
+	if mutual {
+		policy = "mutual_tls"
+	}
+	s, d := src.Workload, dst.Workload
+	app := func(w upstream.Workload) string { return known(first(w.App, w.CanonicalName)) }
+	version := func(w upstream.Workload) string { return known(first(w.Version, w.Revision)) }
+	return []string{
+		"waypoint", known(s.Name), known(s.Namespace), known(src.Principal), app(s), version(s),
+		known(s.CanonicalName), known(s.Revision), known(s.Cluster), known(d.Name),
+		known(d.Namespace), known(dst.Principal), app(d), version(d),
+		known(d.CanonicalName), known(d.Revision), known(svc.Host), known(svc.Name),
+		known(svc.Namespace), known(d.Cluster), protocol, flags, policy,
+	}
+}
+
+func first(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// Request counts a finished request.
+func (t *Telemetry) Request(r *Request) {
+	l := append(labels(r.Source, r.Destination, r.Service, r.Protocol, r.Flags, r.Mutual), strconv.Itoa(r.Code), r.GRPC)
+	t.requests.WithLabelValues(l...).Inc()
+	t.duration.WithLabelValues(l...).Observe(float64(r.Duration) / float64(time.Millisecond))
+	t.received.WithLabelValues(l...).Observe(float64(r.Received))
+	t.sent.WithLabelValues(l...).Observe(float64(r.Sent))
+}
+
+// live is an open connection whose bytes are counted now and then.
+type live struct {
+	now func() *Conn
+
+	mu             sync.Mutex
+	opened         bool
+	received, sent int64 // counted so far
+}
+
+// Open begins a connection; now is asked for its state while it is open, and answers nil while there is nothing to tell. done has to
+// be called at the end.
+func (t *Telemetry) Open(now func() *Conn) (done func(*Conn)) {
+	l := &live{now: now}
+	t.mu.Lock()
+	t.conns[l] = struct{}{}
+	t.mu.Unlock()
+	return func(c *Conn) {
+		t.mu.Lock()
+		delete(t.conns, l)
+		t.mu.Unlock()
+		t.count(l, c)
+		t.tcp.closed.WithLabelValues(connLabels(c)...).Inc()
+	}
+}
+
+func connLabels(c *Conn) []string {
+	return labels(c.Source, c.Destination, c.Service, "tcp", c.Flags, c.Mutual)
+}
+
+// count adds what came since the last time.
+func (t *Telemetry) count(l *live, c *Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	values := connLabels(c)
+	if !l.opened {
+		l.opened = true
+		t.tcp.opened.WithLabelValues(values...).Inc()
+	}
+	t.tcp.received.WithLabelValues(values...).Add(float64(c.Received - l.received))
+	t.tcp.sent.WithLabelValues(values...).Add(float64(c.Sent - l.sent))
+	l.received, l.sent = c.Received, c.Sent
+}
+
+// Report counts the bytes of open connections every interval, until ctx ends.
+func (t *Telemetry) Report(ctx context.Context, interval time.Duration) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			t.reportOpen()
+		}
+	}
+}
+
+func (t *Telemetry) reportOpen() {
+	t.mu.Lock()
+	open := make([]*live, 0, len(t.conns))
+	for l := range t.conns {
+		open = append(open, l)
+	}
+	t.mu.Unlock()
+	for _, l := range open {
+		if c := l.now(); c != nil {
+			t.count(l, c)
+		}
+	}
+}
+
+// Line writes one line of the access log.
+func (t *Telemetry) Line(s string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, _ = io.WriteString(t.out, s) // a log that cannot be written is not worth a request
+}
