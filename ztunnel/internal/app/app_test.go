@@ -1,0 +1,201 @@
+package app
+
+import (
+	"encoding/json"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/marrowmesh/marrow/api/security"
+	"github.com/marrowmesh/marrow/internal/conf"
+	"github.com/marrowmesh/marrow/internal/run"
+)
+
+func TestTraffic(t *testing.T) {
+	w := newWorld(t)
+	w.addPod("a", true, true)
+	w.addPod("b", true, true)
+	w.addPod("outsider", false, false)
+	w.echo("b")
+	w.startAgent()
+	w.startZtunnel()
+	w.awaitReady()
+	if got, err := w.try("a", "b"); err != nil || got != w.ip("a").String()+": hello" {
+		t.Fatalf("a to b: %q, %v", got, err)
+	}
+	w.settle("access log", func() bool {
+		return w.logged("access\tconnection complete", `src.identity="spiffe://cluster.local/ns/shop/sa/a"`, `dst.identity="spiffe://cluster.local/ns/shop/sa/b"`, `direction="inbound"`)
+	})
+	if got, err := w.try("outsider", "b"); err != nil || got != w.ip("outsider").String()+": hello" {
+		t.Errorf("plaintext in permissive mode: %q, %v", got, err)
+	}
+	c, err := w.dial("a", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := say(c, "x"); err != nil {
+		t.Fatal(err)
+	}
+	_, dump := w.get("15000/config_dump")
+	var d struct {
+		Certificates  []struct{ Identity, State string }
+		WorkloadState map[string]struct {
+			State       string
+			Connections struct{ Inbound, Outbound []struct{ Protocol string } }
+		}
+	}
+	if err := json.Unmarshal([]byte(dump), &d); err != nil {
+		t.Fatalf("%v in %s", err, dump)
+	}
+	if b := d.WorkloadState["uid-b"]; len(d.Certificates) != 2 || d.Certificates[0].State != "Available" || b.State != "Up" || len(b.Connections.Inbound) != 1 || b.Connections.Inbound[0].Protocol != "HBONE" {
+		t.Errorf("%+v", d)
+	}
+	_, metrics := w.get("15020/stats/prometheus")
+	for _, want := range []string{"workload_manager_active_proxy_count 2", "istio_build{component=\"ztunnel\"", "istio_xds_message_total{", "istio_tcp_connections_opened_total{", "# EOF"} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("metrics miss %s", want)
+		}
+	}
+	if nacks := w.cp.Nacks(); len(nacks) != 0 {
+		t.Error(nacks)
+	}
+}
+
+// A pod that the control plane does not know gets no traffic, in or out.
+func TestUnknownFailsClosed(t *testing.T) {
+	w := newWorld(t)
+	w.addPod("a", true, true)
+	w.addPod("b", true, true)
+	w.addPod("ghost", true, false)
+	w.echo("b")
+	w.echo("ghost")
+	w.startAgent()
+	w.startZtunnel()
+	w.awaitReady()
+	for _, c := range [][2]string{{"ghost", "b"}, {"a", "ghost"}} {
+		conn, err := w.dial(c[0], c[1])
+		if err != nil {
+			continue // refused at once is as good
+		}
+		_ = conn.SetDeadline(time.Now().Add(8 * time.Second))
+		_, _ = io.WriteString(conn, "hello")
+		if b, _ := io.ReadAll(conn); len(b) > 0 {
+			t.Errorf("%s to %s got %q", c[0], c[1], b)
+		}
+		_ = conn.Close()
+	}
+	if got, err := w.try("a", "b"); err != nil || !strings.HasSuffix(got, ": hello") {
+		t.Errorf("the others suffer: %q, %v", got, err)
+	}
+}
+
+func TestPolicyReachesOpenConnections(t *testing.T) {
+	w := newWorld(t)
+	w.addPod("a", true, true)
+	w.addPod("b", true, true)
+	w.echo("b")
+	w.startAgent()
+	w.startZtunnel()
+	w.awaitReady()
+	c, err := w.dial("a", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := say(c, "before"); err != nil {
+		t.Fatal(err)
+	}
+	deny := &security.Authorization{Name: "no-a", Namespace: "shop", Scope: security.Scope_NAMESPACE, Action: security.Action_DENY,
+		Groups: []*security.Group{{Rules: []*security.Rules{{Matches: []*security.Match{{
+			Principals: []*security.StringMatch{{MatchType: &security.StringMatch_Exact{Exact: "cluster.local/ns/shop/sa/a"}}}}}}}}}}
+	if err := w.cp.Policy("shop/no-a", deny); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	if b, _ := io.ReadAll(c); len(b) > 0 {
+		t.Errorf("%q", b)
+	}
+	w.settle("log of the cut", func() bool { return w.logged("connection closed due to policy change") })
+	if got, err := w.try("a", "b"); err == nil {
+		t.Errorf("denied, yet %q", got)
+	}
+	w.settle("log of the refusal", func() bool { return w.logged("explicitly denied by: shop/no-a") })
+}
+
+func TestStartOrder(t *testing.T) {
+	w := newWorld(t)
+	w.startZtunnel()
+	w.settle("readiness answers", func() bool { code, _ := w.get("15021/healthz/ready"); return code != 0 })
+	w.settle("state manager", func() bool {
+		_, body := w.get("15021/healthz/ready")
+		return body == "not ready, pending: workload proxy manager\n"
+	})
+	w.startAgent()
+	w.awaitReady()
+}
+
+// Without its control plane ztunnel does not even ask for pods.
+func TestNoPodsBeforeState(t *testing.T) {
+	w := newWorld(t)
+	w.startAgent()
+	w.env["XDS_ADDRESS"] = "127.0.0.1:1"
+	w.startZtunnel()
+	w.settle("not ready", func() bool {
+		_, body := w.get("15021/healthz/ready")
+		return body == "not ready, pending: state manager, workload proxy manager\n"
+	})
+	time.Sleep(300 * time.Millisecond)
+	if n := w.agent.Peers(); n != 0 {
+		t.Errorf("%d connections to the node agent", n)
+	}
+}
+
+func TestShutdown(t *testing.T) {
+	w := newWorld(t)
+	w.env["CONNECTION_TERMINATION_DEADLINE"] = "1s"
+	w.addPod("a", true, true)
+	w.addPod("b", true, true)
+	w.echo("b")
+	w.startAgent()
+	w.startZtunnel()
+	w.awaitReady()
+	c, err := w.dial("a", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := say(c, "before"); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	w.stop()
+	w.settle("no new connections", func() bool { _, err := w.dial("a", "b"); return err != nil })
+	for range 3 {
+		if got, err := say(c, "during"); err != nil || !strings.HasSuffix(got, ": during") {
+			t.Fatalf("an open connection did not survive the signal: %q, %v", got, err)
+		}
+	}
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_, _ = io.ReadAll(c)
+	if d := time.Since(start); d < 900*time.Millisecond || d > 3*time.Second {
+		t.Errorf("cut after %v, want about 1s", d)
+	}
+	if err := <-w.ended; err != nil {
+		t.Error(err)
+	}
+	w.ended <- nil
+	if !w.logged("connection closed due to connection drain") {
+		t.Error("the cut was not logged")
+	}
+}
+
+func TestConfigRefused(t *testing.T) {
+	for _, env := range []map[string]string{{}, {"NODE_NAME": "n", "RUST_LOG": "loud"}, {"NODE_NAME": "n", "MARROW_X": "1"}} {
+		err := Run(t.Context(), System{Conf: conf.FromMap(env), Files: func(string) ([]byte, bool) { return nil, false }, Log: io.Discard})
+		if got := run.ExitCode("ztunnel", io.Discard, err); got != run.ExitConfig {
+			t.Errorf("%v: exit %d, %v", env, got, err)
+		}
+	}
+}
