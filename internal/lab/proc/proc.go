@@ -122,9 +122,9 @@ func (p *Process) Signal(s syscall.Signal) error {
 }
 
 // Stop asks the process to end, waits for the grace period and kills it with
-// everything it started.
+// everything it started. A program that would not notice is not waited for.
 func (p *Process) Stop(ctx context.Context, grace time.Duration) error {
-	if grace > 0 {
+	if grace > 0 && p.notices(syscall.SIGTERM) {
 		if err := p.Signal(syscall.SIGTERM); err != nil {
 			return err
 		}

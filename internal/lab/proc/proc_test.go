@@ -205,10 +205,13 @@ func TestStatus(t *testing.T) {
 	if s, ok := p.Status(); !ok || s.Code != 3 || !strings.Contains(out.String(), "bye") {
 		t.Errorf("after SIGTERM: %v, %v, %q", s, ok, out)
 	}
-	p, err = Start(shell(t, "sleep 1000"))
-	if err != nil {
+	out = newOutput()
+	spec = shell(t, "trap '' TERM; echo up; while :; do sleep 0.05; done")
+	spec.Stdout = out
+	if p, err = Start(spec); err != nil {
 		t.Fatal(err)
 	}
+	out.await(t, "up")
 	if err := p.Stop(t.Context(), 10*time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
@@ -217,6 +220,29 @@ func TestStatus(t *testing.T) {
 	}
 	if err := p.Signal(syscall.SIGTERM); err != nil {
 		t.Errorf("a signal to an ended process: %v", err)
+	}
+}
+
+// TestStopDoesNotWaitInVain: a program without a handler would never notice.
+func TestStopDoesNotWaitInVain(t *testing.T) {
+	p, err := Start(shell(t, "sleep 1000; true"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	if err := p.Stop(t.Context(), time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("took %v", took)
+	}
+	for status, want := range map[string]bool{
+		"": true, "SigBlk:\t0\nSigIgn:\t0\nSigCgt:\t0\n": false, "SigBlk:\t4000\nSigIgn:\t0\nSigCgt:\t0\n": true,
+		"SigBlk:\t0\nSigIgn:\t0\nSigCgt:\tfffffffe7fc1feff\n": true, "SigCgt:\tx\n": true,
+	} {
+		if noticed(status, syscall.SIGTERM) != want {
+			t.Errorf("%q: want %v", status, want)
+		}
 	}
 }
 
@@ -315,4 +341,8 @@ func TestShareProc(t *testing.T) {
 	if !strings.HasPrefix(got, "net:[") || status.Code != 0 {
 		t.Errorf("got %q, %v", got, status)
 	}
+}
+
+func TestUnprivileged(t *testing.T) {
+	nstest.AsNobody(t, "OwnResolvConf|View|Status|NothingOutlives|Exec|ShareProc")
 }

@@ -1,9 +1,12 @@
 package nstest
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
+	"syscall"
 	"testing"
 
 	"github.com/marrowmesh/marrow/internal/lab/sandbox"
@@ -52,6 +55,31 @@ func Need(tb testing.TB) {
 		return
 	}
 	decide(tb, lookup(refusedVar), lookup(requireVar) == "1")
+}
+
+// AsNobody runs the tests that match the pattern once more, by a process of an
+// unprivileged user, which gets a sandbox of its own. All of them must pass.
+func AsNobody(t *testing.T, pattern string) {
+	t.Helper()
+	Need(t)
+	if box, _ := sandbox.Inside(); box.User {
+		t.Skip("this run is unprivileged already")
+	}
+	const nobody = 65534
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.v", "-test.timeout=60s", "-test.run="+pattern)
+	cmd.Args[0] = "unprivileged" // not the name by which this process knows that it is inside
+	cmd.Dir = "/"
+	cmd.Env = append(cmd.Environ(), "TMPDIR=/tmp", requireVar+"=0")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	out, err := cmd.CombinedOutput()
+	switch {
+	case err != nil:
+		t.Errorf("as uid %d: %v\n%s", nobody, err, out)
+	case bytes.Contains(out, []byte("this test needs namespaces")):
+		decide(t, string(out), lookup(requireVar) == "1")
+	case !bytes.Contains(out, []byte("--- PASS")):
+		t.Errorf("no test matches %q:\n%s", pattern, out)
+	}
 }
 
 func lookup(name string) string {
