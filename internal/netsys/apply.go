@@ -125,7 +125,7 @@ func (n *Netns) applyRouting(s ruleset.Set) error {
 	}
 	defer h.Close()
 	for _, r := range s.Rules {
-		if err := h.RuleAdd(policyRule(r)); err != nil && !errors.Is(err, unix.EEXIST) {
+		if err := h.RuleAdd(policyRule(r)); err != nil && !errors.Is(err, unix.EEXIST) && !(r.V6 && errors.Is(err, unix.EAFNOSUPPORT)) {
 			return fmt.Errorf("ip rule pref %d in %v: %w", r.Priority, n, err)
 		}
 	}

@@ -96,21 +96,46 @@ func (n *Netns) Dup() (*Netns, error) {
 	return &Netns{file: os.NewFile(uintptr(fd), "netns"), dev: n.dev, ino: n.ino}, nil
 }
 
+// DupFD returns a descriptor of the namespace that the caller closes.
+func (n *Netns) DupFD() (int, error) {
+	fd, err := unix.FcntlInt(n.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	runtime.KeepAlive(n)
+	if err != nil {
+		return -1, fmt.Errorf("duplicate %v: %w", n, err)
+	}
+	return fd, nil
+}
+
+// CloseFD closes a descriptor that DupFD returned.
+func CloseFD(fd int) { _ = unix.Close(fd) }
+
 // Do runs fn on a thread that is inside the namespace, and waits for it. fn
 // must not start goroutines that expect to be inside as well. A thread that
 // cannot be brought back stays locked when its goroutine ends, which makes
 // the runtime destroy it.
 func (n *Netns) Do(fn func() error) error {
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		err, restored := n.inside(fn)
-		if restored {
-			runtime.UnlockOSThread()
-		}
-		done <- err
-	}()
+	go n.enter(fn, done)
 	return <-done
+}
+
+func (n *Netns) enter(fn func() error, done chan<- error) {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The namespace of the main thread is what others see as that of the
+		// process: hold it here and go in on another.
+		inner := make(chan error, 1)
+		go n.enter(fn, inner)
+		err := <-inner
+		runtime.UnlockOSThread()
+		done <- err
+		return
+	}
+	err, restored := n.inside(fn)
+	if restored {
+		runtime.UnlockOSThread()
+	}
+	done <- err
 }
 
 func (n *Netns) inside(fn func() error) (err error, restored bool) { //nolint:revive // the flag says what to do with the thread, whatever err is
@@ -127,4 +152,14 @@ func (n *Netns) inside(fn func() error) (err error, restored bool) { //nolint:re
 		return errors.Join(err, fmt.Errorf("leave %v, its thread ends: %w", n, back)), false
 	}
 	return err, true
+}
+
+// Loopback6 reports whether the namespace's loopback has IPv6.
+func (n *Netns) Loopback6() bool {
+	var off []byte
+	err := n.Do(func() (err error) {
+		off, err = os.ReadFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+		return err
+	})
+	return err == nil && len(off) > 0 && off[0] == '0'
 }

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"testing"
 	"time"
 
@@ -21,30 +20,6 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
 
-func newNamespace(t *testing.T) *netsys.Netns {
-	t.Helper()
-	type made struct {
-		ns  *netsys.Netns
-		err error
-	}
-	ch := make(chan made)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread goes with the goroutine
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			ch <- made{nil, err}
-			return
-		}
-		ns, err := netsys.CurrentNetns()
-		ch <- made{ns, err}
-	}()
-	m := <-ch
-	if m.err != nil {
-		t.Fatal(m.err)
-	}
-	t.Cleanup(func() { _ = m.ns.Close() })
-	return m.ns
-}
-
 // world is a node and a pod, joined by a veth.
 type world struct {
 	node, pod *netsys.Netns
@@ -52,7 +27,7 @@ type world struct {
 
 func newWorld(t *testing.T) world {
 	t.Helper()
-	w := world{node: newNamespace(t), pod: newNamespace(t)}
+	w := world{node: nstest.NewNetns(t), pod: nstest.NewNetns(t)}
 	err := w.node.Do(func() error {
 		return netlink.LinkAdd(&netlink.Veth{
 			LinkAttrs: netlink.LinkAttrs{Name: "p0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(w.pod.FD()),
