@@ -70,10 +70,18 @@ type batch struct {
 // A packet still addressed to a Service range when the filter sees it has no
 // endpoint.
 func program(ns *Netns, set ruleset, ipv6 bool) error {
-	c, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
+	var c *nftables.Conn
+	// The library's own way into a namespace looks the thread up in /proc,
+	// which fails where /proc still shows the host's processes.
+	err := ns.Do(func() error {
+		var err error
+		c, err = nftables.New(nftables.AsLasting())
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("fabric: nftables in %s: %w", ns.Name(), err)
 	}
+	defer func() { _ = c.CloseLasting() }()
 	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
 	// Adding first makes the deletion succeed the first time too.
 	c.AddTable(table)

@@ -101,10 +101,16 @@ func transparent(fd int, v6 bool) error {
 // redirectAnswers installs the marks, the rule and the route.
 func redirectAnswers(t *testing.T, ns *Netns, ipv6 bool) {
 	t.Helper()
-	c, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
+	var c *nftables.Conn
+	err := ns.Do(func() error {
+		var err error
+		c, err = nftables.New(nftables.AsLasting())
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = c.CloseLasting() }()
 	table := c.AddTable(&nftables.Table{Name: "spoof", Family: nftables.TableFamilyINet})
 	pre := c.AddChain(&nftables.Chain{Name: "pre", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle})
 	out := c.AddChain(&nftables.Chain{Name: "out", Table: table, Type: nftables.ChainTypeRoute, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityMangle})

@@ -12,15 +12,30 @@ import (
 // from the first process of a pid namespace what it neither handles nor waits
 // for. In doubt the answer is yes.
 func (p *Process) notices(sig syscall.Signal) bool {
-	// Where /proc shows the host's processes, the pid is another's there.
-	if self, err := os.Readlink("/proc/self"); err != nil || self != strconv.Itoa(os.Getpid()) {
-		return true
+	answer := true
+	_ = p.cmd.Process.WithHandle(func(pidfd uintptr) {
+		// /proc may count in another pid namespace than this process does; it
+		// says itself under which number it shows the one behind the handle.
+		info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", pidfd))
+		if err != nil {
+			return
+		}
+		raw, err := os.ReadFile(fmt.Sprintf("/proc/%s/status", field(string(info), "Pid")))
+		if err == nil {
+			answer = noticed(string(raw), sig)
+		}
+	})
+	return answer
+}
+
+// field reads one `Name: value` line of a status text.
+func field(text, name string) string {
+	for line := range strings.Lines(text) {
+		if n, value, _ := strings.Cut(line, ":"); n == name {
+			return strings.TrimSpace(value)
+		}
 	}
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
-	if err != nil {
-		return true
-	}
-	return noticed(string(raw), sig)
+	return ""
 }
 
 // noticed reads a process's status file: caught signals are handled; blocked
