@@ -78,8 +78,9 @@
 //	         safe_regex, present_match, invert_match, treat_missing_header_as_empty; ":method", ":authority", ":scheme" are
 //	         headers), query_parameters (string_match, present_match)
 //	route    cluster | weighted_clusters{clusters{name, weight, header ops}}, cluster_not_found_response_code (503
-//	         VirtualService, 500 Gateway API), timeout (0 = none), max_stream_duration.grpc_timeout_header_max,
-//	         retry_policy, request_mirror_policies, prefix_rewrite, regex_rewrite, host_rewrite_literal, hash_policy
+//	         VirtualService, 500 Gateway API), timeout (0 = none),
+//	         max_stream_duration.grpc_timeout_header_max (0, only where timeout is 0), retry_policy,
+//	         request_mirror_policies, prefix_rewrite, regex_rewrite, host_rewrite_literal, hash_policy
 //	redirect host_redirect, port_redirect, scheme_redirect, path_redirect, prefix_rewrite, response_code
 //	direct_response  status, body.inline_string
 //	both     request/response_headers_to_add (append_action), request/response_headers_to_remove
@@ -111,7 +112,8 @@
 // # Invariants
 //
 //   - Same input, same bytes, in any order of the rows (TestDeterministic).
-//   - Every world's resources are accepted by a stock Envoy (integration/envoy TestEnvoyAcceptsWorlds).
+//   - Every world's resources are accepted by a stock Envoy (TestEnvoyAcceptsWorlds).
+//   - A stock Envoy that runs them does what routes and policies say (TestEnvoyBehaves, TestEnvoyTCP).
 //   - A policy that cannot be expressed never allows more than its author wrote (TestUnexpressibleFailsClosed).
 //   - A policy attached by selector, or to nothing, never reaches a waypoint (TestSelectorPoliciesDoNotApply).
 //   - No empty range is ever sent in an IP matcher, Envoy refuses the whole listener (TestNoEmptyRanges).

@@ -24,6 +24,8 @@ func (d *derivation) mainInternal() *listenerv3.Listener {
 		ListenerSpecifier: internalListener(),
 		TrafficDirection:  corev3.TrafficDirection_INBOUND,
 		AccessLog:         listenerAccessLog(),
+		// A client that stays silent on an undeclared port may be waiting for the server to speak.
+		ContinueOnListenerFiltersTimeout: true,
 	}
 	var ranges []*xdsmatcherv3.IPMatcher_IPRangeMatcher
 	for i := range d.in.Services {

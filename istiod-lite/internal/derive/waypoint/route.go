@@ -93,11 +93,13 @@ func (f forward) onRoute(r *routev3.Route) {
 	a := &routev3.RouteAction{
 		ClusterNotFoundResponseCode: f.missing,
 		Timeout:                     durationpb.New(f.timeout),
-		MaxStreamDuration: &routev3.RouteAction_MaxStreamDuration{
-			GrpcTimeoutHeaderMax: durationpb.New(f.timeout),
-		},
-		RetryPolicy:           f.retry,
-		RequestMirrorPolicies: f.mirrors,
+		RetryPolicy:                 f.retry,
+		RequestMirrorPolicies:       f.mirrors,
+	}
+	if f.timeout == 0 {
+		// A caller's grpc-timeout counts. Envoy forgets timeout where this is set, so with a timeout it cannot be; then
+		// caller and server watch grpc-timeout themselves.
+		a.MaxStreamDuration = &routev3.RouteAction_MaxStreamDuration{GrpcTimeoutHeaderMax: durationpb.New(0)}
 	}
 	r.Action = &routev3.Route_Route{Route: a}
 	headers := f.headers
