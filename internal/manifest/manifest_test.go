@@ -129,6 +129,10 @@ func TestWrongValuesAreRefused(t *testing.T) {
 	policy := "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: b}\nspec: "
 	peer := "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a, namespace: b}\nspec: "
 	entry := "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: a, namespace: b}\nspec: "
+	vs := "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a, namespace: b}\nspec: "
+	dr := "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a, namespace: b}\nspec: "
+	gw := "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: a, namespace: b}\nspec: "
+	route := "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: a, namespace: b}\nspec: "
 	for text, want := range map[string]string{
 		policy + "{action: REFUSE}":                                            "spec.action: value REFUSE is unknown; want one of ALLOW, DENY",
 		policy + "{action: DENY}":                                              "spec.rules: is empty",
@@ -158,10 +162,32 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		"apiVersion: v1\nkind: Pod\nmetadata: {}":                                       "metadata.name: is empty",
 		"apiVersion: v1\nkind: Poddy\nmetadata: {name: a}":                              "is not a kind that is read here",
 		"apiVersion: v2\nkind: Pod\nmetadata: {name: a}":                                "Pod has no version \"v2\"; use v1",
-		"kind: Pod":  "no apiVersion",
-		"just text":  "is no object",
-		"a: b\na: c": "is not valid YAML",
-		"a: [":       "is not valid YAML",
+		"kind: Pod":                     "no apiVersion",
+		"just text":                     "is no object",
+		"a: b\na: c":                    "is not valid YAML",
+		"a: [":                          "is not valid YAML",
+		vs + "{hosts: [a]}":             "spec: has no http, tcp or tls routes",
+		vs + "{hosts: [a], http: [{}]}": "spec.http[0]: has 0 of route, redirect",
+		vs + "{hosts: [a], http: [{route: [{}]}]}":                                                                                   "spec.http[0].route[0].destination.host: is empty",
+		vs + "{hosts: [a], http: [{route: [{destination: {host: b}}, {destination: {host: c}}]}]}":                                   "no weight above 0",
+		vs + "{hosts: [a], http: [{match: [{uri: {regex: '('}}], route: [{destination: {host: b}}]}]}":                               "spec.http[0].match[0].uri.regex",
+		vs + "{hosts: [a], http: [{fault: {abort: {httpStatus: 99}}, route: [{destination: {host: b}}]}]}":                           "spec.http[0].fault.abort.httpStatus: value 99",
+		vs + "{hosts: [a], http: [{fault: {delay: {fixedDelay: 1s, percentage: {value: 101}}}, route: [{destination: {host: b}}]}]}": "delay.percentage.value: value 101",
+		vs + "{hosts: [a], http: [{timeout: soon, route: [{destination: {host: b}}]}]}":                                              "soon",
+		vs + "{hosts: [a], http: [{match: [{uri: {exact: /, prefix: /}}], route: [{destination: {host: b}}]}]}":                      "spec.http[0].match[0].uri.prefix: excludes exact",
+		dr + "{}": "spec.host: is empty",
+		dr + "{host: a, subsets: [{name: x}, {name: x}]}":                                                                         "names are unique",
+		gw + "{gatewayClassName: c, listeners: [{name: a, port: 0, protocol: HBONE}]}":                                            "spec.listeners[0].port: value 0",
+		gw + "{gatewayClassName: c, listeners: [{name: a, port: 1, protocol: HBONE, allowedRoutes: {namespaces: {from: Some}}}]}": "namespaces.from: value Some is unknown",
+		route + "{rules: [{matches: [{path: {type: Prefix, value: /}}]}]}":                                                        "spec.rules[0].matches[0].path.type: value Prefix is unknown",
+		route + "{rules: [{matches: [{path: {value: a}}]}]}":                                                                      "does not begin with a slash",
+		route + "{rules: [{matches: [{method: get}]}]}":                                                                           "spec.rules[0].matches[0].method: value get",
+		route + "{rules: [{filters: [{type: RequestRedirect}]}]}":                                                                 "does not have its field",
+		route + "{rules: [{backendRefs: [{name: a}]}]}":                                                                           "spec.rules[0].backendRefs[0].port: is missing",
+		route + "{rules: [{timeouts: {request: 1 day}}]}":                                                                         "spec.rules[0].timeouts.request",
+		"apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 70000}]}":                                      "spec.ports[0].port: value 70000",
+		"apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}, {port: 81, name: b}]}":                    "several ports need names",
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{image: b}]}":                                        "spec.containers[0].name: is empty",
 	} {
 		objects, err := manifest.Decode("f.yaml", strings.NewReader(text))
 		if len(objects) != 0 || err == nil || !strings.Contains(err.Error(), want) {
