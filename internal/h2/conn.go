@@ -26,9 +26,7 @@ type Conn struct {
 	role   role
 	handle Handler // server only
 
-	br     *bufio.Reader  // the reading goroutine's
-	meter  *meter         // the reading goroutine's
-	fr     *http2.Framer  // the reading goroutine's
+	in     input          // the reading goroutine's
 	frames atomic.Uint64  // frames received, for liveness
 	wg     sync.WaitGroup // reading goroutine, flushers, handlers
 	done   chan struct{}  // closed when err is set
@@ -44,6 +42,13 @@ type Conn struct {
 	set     streamSet
 	guard   guard
 	ping    pinger
+}
+
+// input is what the reading goroutine reads with.
+type input struct {
+	br    *bufio.Reader
+	meter *meter
+	fr    *http2.Framer
 }
 
 // peer is what the other side said in its SETTINGS.
@@ -104,7 +109,6 @@ func NewServer(nc net.Conn, cfg Config, h Handler) *Conn {
 func newConn(nc net.Conn, cfg Config, r role) *Conn {
 	c := &Conn{
 		nc: nc, cfg: cfg.withDefaults(r), role: r,
-		br:      bufio.NewReaderSize(nc, readBufferSize),
 		done:    make(chan struct{}),
 		send:    defaultWindow,
 		blocked: make(map[*Stream]struct{}),
@@ -113,12 +117,13 @@ func newConn(nc net.Conn, cfg Config, r role) *Conn {
 	}
 	c.recv = window{size: int64(c.cfg.ConnWindow), left: int64(c.cfg.ConnWindow)}
 	c.guard = newGuard(c.cfg.MaxStreams)
-	c.meter = &meter{r: c.br, left: -1}
-	c.fr = http2.NewFramer(nil, c.meter)
-	c.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	c.fr.MaxHeaderListSize = c.cfg.MaxHeaderList
-	c.fr.SetMaxReadFrameSize(c.cfg.FrameSize)
-	c.fr.SetReuseFrames()
+	br := bufio.NewReaderSize(nc, readBufferSize)
+	m := &meter{r: br, left: -1}
+	c.in = input{br: br, meter: m, fr: http2.NewFramer(nil, m)}
+	c.in.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	c.in.fr.MaxHeaderListSize = c.cfg.MaxHeaderList
+	c.in.fr.SetMaxReadFrameSize(c.cfg.FrameSize)
+	c.in.fr.SetReuseFrames()
 	c.out.init(&c.mu)
 	c.ping.start(c)
 	return c

@@ -454,7 +454,7 @@ func TestClientResponses(t *testing.T) {
 	}
 }
 
-func TestResetCodesWhileReading(t *testing.T) {
+func TestBufferedDataSurvivesReset(t *testing.T) {
 	for code, want := range map[http2.ErrCode]string{0: "", 8: "", 5: "broken pipe", 2: "INTERNAL_ERROR"} {
 		lockstep(t, Config{}, client, nil, func(c *Conn, w *wire) {
 			s, err := c.Open(w.t.Context(), []Field{{":method", "CONNECT"}, {":authority", "a:1"}}, false)
@@ -467,7 +467,7 @@ func TestResetCodesWhileReading(t *testing.T) {
 			synctest.Wait()
 			got, err := io.ReadAll(s)
 			if string(got) != "tail" {
-				t.Errorf("TestBufferedDataSurvivesReset: code %v: read %q", code, got)
+				t.Errorf("code %v: read %q", code, got)
 			}
 			if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 				t.Errorf("code %v: error %v, want %q", code, err, want)

@@ -39,7 +39,7 @@ func (c *Conn) readLoop() {
 // deadline that is set already.
 func (c *Conn) discard() {
 	for {
-		if _, err := c.br.Discard(readBufferSize); err != nil {
+		if _, err := c.in.br.Discard(readBufferSize); err != nil {
 			return
 		}
 	}
@@ -52,7 +52,7 @@ func (c *Conn) failRead(err error) {
 	}
 	if code, ok := errors.AsType[http2.ConnectionError](err); ok {
 		reason := ""
-		if d := c.fr.ErrorDetail(); d != nil {
+		if d := c.in.fr.ErrorDetail(); d != nil {
 			reason = d.Error()
 		}
 		c.fail(violation(Code(code), "%s", reason))
@@ -78,7 +78,7 @@ func (c *Conn) readAll() error {
 		}
 	}
 	for first := true; ; first = false {
-		fh, err := c.fr.ReadFrameHeader()
+		fh, err := c.in.fr.ReadFrameHeader()
 		if err != nil {
 			return err
 		}
@@ -108,7 +108,7 @@ func (c *Conn) readDeadline(t time.Time) {
 
 func (c *Conn) readPreface() error {
 	got := make([]byte, len(http2.ClientPreface))
-	n, err := io.ReadFull(c.br, got)
+	n, err := io.ReadFull(c.in.br, got)
 	if err != nil && n == 0 {
 		return err
 	}
@@ -127,16 +127,16 @@ func (c *Conn) readFrame(fh http2.FrameHeader) error {
 		if err := c.odd(); err != nil {
 			return err
 		}
-		_, err := c.br.Discard(int(fh.Length))
+		_, err := c.in.br.Discard(int(fh.Length))
 		return err
 	case fh.Length > maxControlFrame:
 		return violation(FrameSizeError, "%v frame of %d bytes, at most %d", fh.Type, fh.Length, maxControlFrame)
 	}
-	c.meter.left = maxControlFrame + maxControlFrame
-	c.fr.SetMaxReadFrameSize(maxControlFrame) // for CONTINUATION
-	f, err := c.fr.ReadFrameForHeader(fh)
-	c.meter.left = -1
-	c.fr.SetMaxReadFrameSize(c.cfg.FrameSize)
+	c.in.meter.left = maxControlFrame + maxControlFrame
+	c.in.fr.SetMaxReadFrameSize(maxControlFrame) // for CONTINUATION
+	f, err := c.in.fr.ReadFrameForHeader(fh)
+	c.in.meter.left = -1
+	c.in.fr.SetMaxReadFrameSize(c.cfg.FrameSize)
 	if se, ok := errors.AsType[http2.StreamError](err); ok {
 		return c.badFrame(fh, se)
 	}

@@ -17,7 +17,7 @@ func (c *Conn) readData(fh http2.FrameHeader) error {
 		if left == 0 {
 			return violation(FrameSizeError, "padded DATA frame without a padding length")
 		}
-		b, err := c.br.ReadByte()
+		b, err := c.in.br.ReadByte()
 		if err != nil {
 			return err
 		}
@@ -33,19 +33,19 @@ func (c *Conn) readData(fh http2.FrameHeader) error {
 	}
 	for left > 0 {
 		// Peek waits for one byte; what else has arrived comes along.
-		if _, err := c.br.Peek(1); err != nil {
+		if _, err := c.in.br.Peek(1); err != nil {
 			return err
 		}
-		piece, _ := c.br.Peek(min(left, c.br.Buffered()))
+		piece, _ := c.in.br.Peek(min(left, c.in.br.Buffered()))
 		c.mu.Lock()
 		c.deliver(s, piece)
 		c.mu.Unlock()
 		left -= len(piece)
-		if _, err := c.br.Discard(len(piece)); err != nil {
+		if _, err := c.in.br.Discard(len(piece)); err != nil {
 			return err
 		}
 	}
-	if _, err := c.br.Discard(pad); err != nil {
+	if _, err := c.in.br.Discard(pad); err != nil {
 		return err
 	}
 	if s != nil && fh.Flags.Has(http2.FlagDataEndStream) {

@@ -139,8 +139,38 @@ func TestHandshake(t *testing.T) {
 		t.Errorf("client saw %v, server saw %v", c.id, s.id)
 	}
 	state := c.conn.ConnectionState()
-	if state.Version != tls.VersionTLS13 || state.NegotiatedProtocol != "h2" || state.DidResume {
-		t.Errorf("TestNothingResumes: state %+v", state)
+	if state.Version != tls.VersionTLS13 || state.NegotiatedProtocol != "h2" {
+		t.Errorf("state %+v", state)
+	}
+}
+
+// TestNothingResumes: a client that would keep tickets gets none.
+func TestNothingResumes(t *testing.T) {
+	ca := newAuthority(t, "root")
+	cert := ca.issue(t, idA, nil)
+	cache := tls.NewLRUClientSessionCache(10)
+	for range 2 {
+		a, b := pair(t)
+		done := make(chan error, 1)
+		go func() {
+			s, _, err := Server(context.Background(), b, ca.issue(t, idB, nil))
+			if err == nil {
+				_, err = s.Write([]byte("x"))
+			}
+			done <- err
+		}()
+		c := tls.Client(a, &tls.Config{
+			InsecureSkipVerify: true, Certificates: []tls.Certificate{cert.TLS}, NextProtos: []string{"h2"},
+			ServerName: "x", ClientSessionCache: cache,
+		})
+		_, err := c.Read(make([]byte, 1))
+		if serr := <-done; err != nil || serr != nil {
+			t.Fatal(err, serr)
+		}
+		if _, kept := cache.Get("x"); kept || c.ConnectionState().DidResume {
+			t.Errorf("ticket kept: %v, resumed: %v", kept, c.ConnectionState().DidResume)
+		}
+		_, _ = a.Close(), b.Close()
 	}
 }
 

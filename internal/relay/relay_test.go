@@ -64,7 +64,7 @@ func TestHalfCloseKeepsOrder(t *testing.T) {
 	}
 	r := <-result
 	if r.Err != nil || r.Sent != int64(len(sent)) || r.Received != 6 {
-		t.Errorf("TestBothDirectionsEnd: %+v", r)
+		t.Errorf("%+v", r)
 	}
 	if seen[0].Load() != r.Sent || seen[1].Load() != r.Received {
 		t.Errorf("increments %d and %d, result %+v", seen[0].Load(), seen[1].Load(), r)
@@ -103,6 +103,26 @@ func TestCancelEndsIdleRelay(t *testing.T) {
 	}
 	if _, err := client.Read(make([]byte, 1)); err == nil {
 		t.Error("client is still connected")
+	}
+}
+
+func TestBothDirectionsEnd(t *testing.T) {
+	client, srv, result, _ := relayed(t, t.Context())
+	_ = srv.CloseWrite()
+	_, _ = io.ReadAll(client)
+	select {
+	case r := <-result:
+		t.Fatalf("ended with one direction open: %+v", r)
+	case <-time.After(20 * time.Millisecond):
+	}
+	_ = client.CloseWrite()
+	if r := <-result; r.Err != nil || r.Sent+r.Received != 0 {
+		t.Errorf("%+v", r)
+	}
+	if _, err := srv.Write([]byte("x")); err == nil {
+		if _, err = srv.Read(make([]byte, 1)); err == nil {
+			t.Error("an end is still open")
+		}
 	}
 }
 

@@ -3,7 +3,7 @@
 // produce them and tests read them.
 //
 // It does no I/O and knows nobody's reasons. Its text form is nft's, as far
-// as that goes (TestTextIsNft).
+// as that goes (TestText).
 //
 // Neighbours: cni/redirect makes values, netsys applies them.
 package ruleset
