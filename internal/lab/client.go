@@ -231,6 +231,22 @@ func (c *Client) Capture(ctx context.Context, w io.Writer, t Target, iface strin
 	return c.copy(ctx, w, "/v1/capture", url.Values{"target": {t.String()}, "iface": {iface}})
 }
 
+// Record starts a capture into a file. When it returns, every later packet is
+// recorded; StopRecording ends it, and then the file is complete, which a
+// stream that its reader breaks off can never be.
+func (c *Client) Record(ctx context.Context, t Target, iface string) (Recording, error) {
+	var out Recording
+	err := c.call(ctx, http.MethodPost, "/v1/recordings", nil, CaptureRequest{Target: t, Interface: iface}, &out)
+	return out, err
+}
+
+// StopRecording ends a recording. Its file stays until the lab goes down.
+func (c *Client) StopRecording(ctx context.Context, id string) (Recording, error) {
+	var out Recording
+	err := c.call(ctx, http.MethodDelete, "/v1/recordings", url.Values{"id": {id}}, nil, &out)
+	return out, err
+}
+
 func (c *Client) copy(ctx context.Context, w io.Writer, path string, q url.Values) error {
 	body, err := c.stream(ctx, http.MethodGet, path, q, nil)
 	if err != nil {

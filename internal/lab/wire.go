@@ -158,3 +158,19 @@ func ParseTarget(s string) Target {
 	}
 	return Target{Name: s}
 }
+
+// CaptureRequest starts a capture into a file of the lab's directory.
+type CaptureRequest struct {
+	Target Target `json:"target"`
+	// Interface is empty for the uplink of a pod or node, "any" for all.
+	Interface string `json:"interface,omitempty"`
+}
+
+// Recording is a capture into a file. Packets and Dropped count when it has
+// ended; a search of a recording that dropped packets proves nothing.
+type Recording struct {
+	ID      string `json:"id"`
+	Path    string `json:"path"` // pcap
+	Packets int    `json:"packets"`
+	Dropped int    `json:"dropped"`
+}

@@ -65,6 +65,8 @@ type cluster struct {
 	world   *world
 	applier *applier
 	kubelet *kubelet.Kubelet
+
+	recordings recordings
 	// stop ends the lab.
 	stop context.CancelFunc
 }
@@ -160,6 +162,7 @@ func (c *cluster) serve(ctx context.Context, box *sandbox.Box) error {
 	}
 	c.story.tell("ending")
 	<-started
+	c.stopRecordings()
 	c.kubelet.Stop(stopGrace, func(p *corev1.Pod) bool { return p.Namespace == components.Namespace })
 	errK := c.kubelet.Wait()
 	g.Stop()

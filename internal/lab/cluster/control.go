@@ -81,6 +81,8 @@ func (c *cluster) routes() http.Handler {
 	handle("POST /v1/exec", c.postExec)
 	handle("GET /v1/logs", c.getLogs)
 	handle("GET /v1/capture", c.getCapture)
+	handle("POST /v1/recordings", c.postRecording)
+	handle("DELETE /v1/recordings", c.deleteRecording)
 	handle("GET /v1/wait", c.getWait)
 	handle("GET /v1/progress", c.getProgress)
 	handle("POST /v1/shutdown", func(w http.ResponseWriter, _ *http.Request) error {
