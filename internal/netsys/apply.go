@@ -11,7 +11,6 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/marrowmesh/marrow/internal/netsys/ruleset"
@@ -30,6 +29,7 @@ func (n *Netns) Apply(s ruleset.Set) error {
 	if err != nil {
 		return err
 	}
+	defer func() { _ = c.CloseLasting() }()
 	for _, t := range s.Tables {
 		if err := addTable(c, t); err != nil {
 			return fmt.Errorf("table %s in %v: %w", t.Name, n, err)
@@ -50,6 +50,7 @@ func (n *Netns) Undo(s ruleset.Set) error {
 		if err != nil {
 			return err
 		}
+		defer func() { _ = c.CloseLasting() }()
 		for _, t := range s.Tables {
 			table := &nftables.Table{Name: t.Name, Family: nftables.TableFamilyINet}
 			c.AddTable(table) // makes the removal succeed where there is none
@@ -68,6 +69,7 @@ func (n *Netns) Tables() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer func() { _ = c.CloseLasting() }()
 	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return nil, fmt.Errorf("list nftables in %v: %w", n, err)
@@ -100,7 +102,13 @@ func (n *Netns) Addrs() ([]netip.Addr, error) {
 }
 
 func (n *Netns) nft() (*nftables.Conn, error) {
-	c, err := nftables.New(nftables.WithNetNSFd(n.FD()))
+	var c *nftables.Conn
+	// The library's own way into a namespace looks the thread up in /proc by
+	// number, which fails where /proc shows another process namespace.
+	err := n.Do(func() (err error) {
+		c, err = nftables.New(nftables.AsLasting())
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("nftables in %v: %w", n, err)
 	}
@@ -108,7 +116,12 @@ func (n *Netns) nft() (*nftables.Conn, error) {
 }
 
 func (n *Netns) route() (*netlink.Handle, error) {
-	h, err := netlink.NewHandleAt(netns.NsHandle(n.FD()), unix.NETLINK_ROUTE)
+	var h *netlink.Handle
+	// For the same reason as in nft.
+	err := n.Do(func() (err error) {
+		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("netlink in %v: %w", n, err)
 	}

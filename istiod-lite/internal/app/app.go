@@ -134,9 +134,14 @@ func Run(ctx context.Context, cfg config.Config) error {
 }
 
 func readyMux(r *run.Ready) http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("/ready", r.Handler())
-	mux.Handle("/healthz/ready", r.Handler())
+	h, mux := r.Handler(), http.NewServeMux()
+	mux.Handle("/healthz/ready", h)
+	// Istio's control plane is probed here.
+	mux.HandleFunc("/ready", func(w http.ResponseWriter, req *http.Request) {
+		probe := req.Clone(req.Context())
+		probe.URL.Path = "/healthz/ready"
+		h.ServeHTTP(w, probe)
+	})
 	return mux
 }
 
