@@ -40,7 +40,7 @@ Try it:
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{cmd: c, err: err} })
-	root.AddCommand(labCommand(), demoCommand(), waypointCommand(), versionCommand(), appCommand())
+	root.AddCommand(labCommand(), demoCommand(), waypointCommand(), versionCommand(), appCommand(), envoyCommand())
 	return root
 }
 

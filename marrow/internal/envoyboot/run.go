@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -22,11 +23,14 @@ type Options struct {
 	Envoy    string   // the program; a name is looked up in PATH
 	LogLevel string   // Envoy's; empty is warning
 	Args     []string // further arguments for Envoy
-	Print    bool     // write the bootstrap to standard output and end
+	// Concurrency is the number of worker threads; 0 is one per processor.
+	Concurrency int
+	Print       bool // write the bootstrap to standard output and end
 }
 
-// Run reads the pod's environment and becomes Envoy; it returns only when that fails (or after printing).
-func Run(r *conf.Reader, environ []string, o Options) error {
+// Run reads the pod's environment and becomes Envoy, which gets an empty one: everything is in the bootstrap. It returns
+// only when that fails, or after printing.
+func Run(r *conf.Reader, o Options) error {
 	c, err := Load(r)
 	if err != nil {
 		return err
@@ -51,7 +55,7 @@ func Run(r *conf.Reader, environ []string, o Options) error {
 	if err != nil {
 		return fmt.Errorf("find Envoy: %w; give its path with --envoy", err)
 	}
-	if err := syscall.Exec(program, arguments(program, string(text), o), environ); err != nil {
+	if err := syscall.Exec(program, arguments(program, string(text), o), []string{}); err != nil {
 		return fmt.Errorf("become %s: %w", program, err)
 	}
 	return nil
@@ -66,6 +70,9 @@ func arguments(program, bootstrap string, o Options) []string {
 	args := []string{
 		program, "--config-yaml", bootstrap, "--disable-hot-restart", "--drain-time-s", "45", "--drain-strategy", "immediate",
 		"--log-level", level,
+	}
+	if o.Concurrency > 0 {
+		args = append(args, "--concurrency", strconv.Itoa(o.Concurrency))
 	}
 	return append(args, o.Args...)
 }
