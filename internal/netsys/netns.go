@@ -144,7 +144,7 @@ func (n *Netns) inside(fn func() error) (err error, restored bool) { //nolint:re
 		return fmt.Errorf("open own network namespace: %w", err), true
 	}
 	defer func() { _ = unix.Close(home) }()
-	if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
+	if err := n.setns(); err != nil {
 		return fmt.Errorf("enter %v (needs CAP_SYS_ADMIN): %w", n, err), true
 	}
 	err = fn()
@@ -162,4 +162,16 @@ func (n *Netns) Loopback6() bool {
 		return err
 	})
 	return err == nil && len(off) > 0 && off[0] == '0'
+}
+
+// setns keeps the descriptor from being closed meanwhile: its number could by
+// then be that of another pod's namespace.
+func (n *Netns) setns() error {
+	rc, err := n.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failure error
+	err = rc.Control(func(fd uintptr) { failure = unix.Setns(int(fd), unix.CLONE_NEWNET) })
+	return errors.Join(err, failure)
 }
