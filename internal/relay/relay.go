@@ -28,10 +28,30 @@ type Result struct {
 // bufferSize is one read: large enough that a bulk transfer makes few calls.
 const bufferSize = 128 << 10
 
+// freeList hands out buffers and counts those that are out.
+type freeList struct {
+	pool sync.Pool
+	out  atomic.Int64
+}
+
+func (f *freeList) get() *[]byte {
+	f.out.Add(1)
+	if b, ok := f.pool.Get().(*[]byte); ok {
+		return b
+	}
+	b := make([]byte, bufferSize)
+	return &b
+}
+
+func (f *freeList) put(b *[]byte) {
+	f.out.Add(-1)
+	f.pool.Put(b)
+}
+
 // buffers is shared by every relay of the process so that idle ones hold none.
 //
-//nolint:gochecknoglobals // a free list has no state that anybody can observe
-var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
+//nolint:gochecknoglobals // a free list has no state that anybody can act on
+var buffers freeList
 
 // Both relays until both directions ended, an error that makes going on
 // pointless, or the end of ctx. It closes both ends before it returns.
@@ -114,8 +134,8 @@ func pump(dst io.Writer, src io.Reader, count func(int64)) error {
 		}
 		return pumpSocket(counted, rc)
 	}
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
+	buf := buffers.get()
+	defer buffers.put(buf)
 	for {
 		n, err := src.Read(*buf)
 		if n > 0 {
@@ -132,39 +152,49 @@ func pump(dst io.Writer, src io.Reader, count func(int64)) error {
 	}
 }
 
-// pumpSocket takes a buffer only once the socket has something to read.
-func pumpSocket(dst io.Writer, src syscall.RawConn) error {
+// socketReader takes a buffer only once the socket has something to read.
+type socketReader struct {
+	buf *[]byte
+	n   int
+	err error
+}
+
+// try reads without waiting; false asks the poller to wait.
+func (r *socketReader) try(fd uintptr) bool {
+	r.buf = buffers.get()
 	for {
-		var (
-			buf  *[]byte
-			n    int
-			rerr error
-		)
-		err := src.Read(func(fd uintptr) bool {
-			buf = buffers.Get().(*[]byte)
-			for {
-				n, rerr = syscall.Read(int(fd), *buf)
-				if !errors.Is(rerr, syscall.EINTR) {
-					break
-				}
-			}
-			if errors.Is(rerr, syscall.EAGAIN) {
-				buffers.Put(buf)
-				buf = nil
-				return false
-			}
-			return true
-		})
-		if err == nil && rerr != nil {
-			err = os.NewSyscallError("read", rerr)
+		r.n, r.err = syscall.Read(int(fd), *r.buf)
+		if r.err != syscall.EINTR { //nolint:errorlint // straight from the kernel
+			break
 		}
-		if err == nil && n > 0 {
-			_, err = dst.Write((*buf)[:n])
+	}
+	if r.err == syscall.EAGAIN { //nolint:errorlint // straight from the kernel
+		r.release()
+		return false
+	}
+	return true
+}
+
+func (r *socketReader) release() {
+	if r.buf != nil {
+		buffers.put(r.buf)
+		r.buf = nil
+	}
+}
+
+func pumpSocket(dst io.Writer, src syscall.RawConn) error {
+	var r socketReader
+	try := r.try // one closure for the life of the relay
+	for {
+		err := src.Read(try)
+		if err == nil && r.err != nil {
+			err = os.NewSyscallError("read", r.err)
 		}
-		if buf != nil {
-			buffers.Put(buf)
+		if err == nil && r.n > 0 {
+			_, err = dst.Write((*r.buf)[:r.n])
 		}
-		if err != nil || n <= 0 {
+		r.release()
+		if err != nil || r.n <= 0 {
 			return err
 		}
 	}
