@@ -236,3 +236,12 @@ func BenchmarkOnePodOf10000(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkStartWith10000Pods(b *testing.B) {
+	all := bigMesh(b, 10000)
+	for b.Loop() {
+		if n := len(ambient.NewPipeline(ambient.Config{}).Apply(all).Addresses.Updated); n < 10000 {
+			b.Fatal(n)
+		}
+	}
+}

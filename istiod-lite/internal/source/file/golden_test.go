@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,6 +23,7 @@ import (
 	"github.com/marrowmesh/marrow/api/security"
 	"github.com/marrowmesh/marrow/api/workload"
 	"github.com/marrowmesh/marrow/internal/filestore"
+	"github.com/marrowmesh/marrow/internal/manifest"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/ambient"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/source"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/source/file"
@@ -243,4 +245,47 @@ func normalizeList(m protoreflect.Message, fd protoreflect.FieldDescriptor, l pr
 		sorted.Append(e.value)
 	}
 	m.Set(fd, protoreflect.ValueOfList(sorted))
+}
+
+// TestGoldenInAnyOrder feeds each world one object at a time, in random orders: what is served in the end must be the
+// same.
+func TestGoldenInAnyOrder(t *testing.T) {
+	for _, path := range goldenWorlds(t) {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".yaml"), func(t *testing.T) {
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			objects, _ := manifest.Decode(path, bytes.NewReader(raw)) // TestGolden knows which worlds have refused objects
+			var events []source.Event
+			for _, o := range objects {
+				events = append(events, source.Event{Key: manifest.KeyOf(o), Object: o})
+			}
+			want := map[string]string{}
+			follow(want, ambient.NewPipeline(ambient.Config{}).Apply(events))
+			for range 3 {
+				rand.Shuffle(len(events), func(i, j int) { events[i], events[j] = events[j], events[i] })
+				got := map[string]string{}
+				p := ambient.NewPipeline(ambient.Config{})
+				for _, e := range events {
+					follow(got, p.Apply([]source.Event{e}))
+				}
+				if d := gocmp.Diff(want, got); d != "" {
+					t.Errorf("one by one (-at once +one by one):\n%s", d)
+				}
+			}
+		})
+	}
+}
+
+// follow keeps the versions of what is served.
+func follow(have map[string]string, c ambient.Changes) {
+	for _, d := range []ambient.Delta{c.Addresses, c.Authorizations} {
+		for _, r := range d.Updated {
+			have[r.Name] = r.Version
+		}
+		for _, n := range d.Removed {
+			delete(have, n)
+		}
+	}
 }
