@@ -8,7 +8,8 @@
 // The program is pid 1 of its pid namespace, as in a container: when it ends,
 // the kernel ends everything it started. As in a container, too, a program
 // without a handler for a signal does not get it; Stop ends with SIGKILL, which
-// always works.
+// always works. Programs that must see the lab's processes (Spec.ShareProc) have
+// no pid namespace; their session is killed with its leader instead.
 //
 // How: Start re-executes the running binary under a hidden name. That process
 // (MaybeInit) makes the mounts and then becomes the program by execve, so that

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -53,8 +54,9 @@ type Spec struct {
 	Files      []File
 	Mounts     []Mount
 
-	// ShareProc keeps the lab's /proc instead of one that shows only the
-	// container, for programs that open other pods' namespaces by path.
+	// ShareProc keeps the lab's /proc and process ids instead of those of the
+	// container alone, for programs that open other pods' namespaces by path.
+	// Its processes are then one session, which ends with the main process.
 	ShareProc bool
 
 	// Standard streams. A nil Stdin is /dev/null, a nil writer discards. An
@@ -81,8 +83,12 @@ func (s Status) String() string {
 type Process struct {
 	spec   Spec
 	cmd    *exec.Cmd
+	born   time.Time
 	done   chan struct{}
 	status atomic.Pointer[Status]
+
+	mu    sync.Mutex
+	execs []*Process // to end with this process, where the kernel does not see to it
 }
 
 // PID is the process's id in the lab's pid namespace.
@@ -124,7 +130,15 @@ func (p *Process) Signal(s syscall.Signal) error {
 // Stop asks the process to end, waits for the grace period and kills it with
 // everything it started. A program that would not notice is not waited for.
 func (p *Process) Stop(ctx context.Context, grace time.Duration) error {
-	if grace > 0 && p.notices(syscall.SIGTERM) {
+	// Start returns in the middle of execve, which only then forgets the signal
+	// handlers of the process's former life.
+	if young := settled - time.Since(p.born); grace > 0 && young > 0 {
+		select {
+		case <-p.done:
+		case <-time.After(young):
+		}
+	}
+	if grace > 0 && (p.spec.ShareProc || p.notices(syscall.SIGTERM)) {
 		if err := p.Signal(syscall.SIGTERM); err != nil {
 			return err
 		}
@@ -145,6 +159,9 @@ func (p *Process) Stop(ctx context.Context, grace time.Duration) error {
 	<-p.done
 	return nil
 }
+
+// settled is the age at which a process surely runs its own program.
+const settled = 50 * time.Millisecond
 
 // waitDelay bounds how long output is read on after the main process has
 // ended, should another process still hold the pipe.
@@ -175,7 +192,10 @@ func Start(spec Spec) (*Process, error) {
 	p.cmd.Path = "/proc/self/exe"
 	p.cmd.Args = []string{initName}
 	p.cmd.ExtraFiles = []*os.File{in, report}
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS}
+	if !spec.ShareProc {
+		p.cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWPID
+	}
 	err = onThread(func() error {
 		if err := unix.Setns(spec.Netns.FD(), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter the network namespace of %s: %w", spec.Netns.Name(), err)
@@ -196,6 +216,7 @@ func Start(spec Spec) (*Process, error) {
 		<-p.done
 		return nil, fmt.Errorf("start %s: %w", spec.Name, errors.Join(err, textError(problem)))
 	}
+	p.born = time.Now()
 	return p, nil
 }
 
@@ -214,10 +235,13 @@ func newProcess(spec Spec) *Process {
 	if spec.Stdin != nil {
 		cmd.Stdin = spec.Stdin
 	}
-	return &Process{spec: spec, cmd: cmd, done: make(chan struct{})}
+	return &Process{spec: spec, cmd: cmd, born: time.Now(), done: make(chan struct{})}
 }
 
 func (p *Process) wait() {
+	if p.spec.ShareProc {
+		p.endSession()
+	}
 	// The error only repeats the state, or says that a descendant kept the
 	// output open past waitDelay, which ends nothing of ours.
 	_ = p.cmd.Wait()
@@ -286,6 +310,9 @@ func (p *Process) Exec(argv, env []string, stdin *os.File, stdout, stderr io.Wri
 		return nil, fmt.Errorf("exec in %s: %w", p.spec.Name, err)
 	}
 	go child.wait()
+	if spec.ShareProc {
+		p.adopt(child)
+	}
 	return child, nil
 }
 

@@ -268,27 +268,42 @@ func processesWith(t *testing.T, text string) []int {
 }
 
 func TestNothingOutlivesMain(t *testing.T) {
-	out := newOutput()
-	spec := shell(t, "sleep 987654 & setsid sleep 987654 & (sleep 987654 &) ; sleep 0.1; echo up; wait")
-	spec.Stdout = out
-	p, err := Start(spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	out.await(t, "up")
-	ex, err := p.Exec([]string{"sleep", "987654"}, nil, nil, nil, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := len(processesWith(t, "987654")); n < 4 {
-		t.Fatalf("%d processes run, want at least 4", n)
-	}
-	if err := p.Stop(t.Context(), 0); err != nil {
-		t.Fatal(err)
-	}
-	<-ex.Done()
-	if left := processesWith(t, "987654"); len(left) > 0 {
-		t.Errorf("left: %v", left)
+	for name, c := range map[string]struct {
+		share  bool
+		script string
+	}{
+		"own pid namespace": {false, "sleep 987654 & setsid sleep 987654 & (sleep 987654 &) ; sleep 0.1; echo up; wait"},
+		"the lab's":         {true, "sleep 987654 & sleep 987654 & (sleep 987654 &) ; sleep 0.1; echo up; wait"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out := newOutput()
+			spec := shell(t, c.script)
+			spec.Stdout, spec.ShareProc = out, c.share
+			p, err := Start(spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out.await(t, "up")
+			ex, err := p.Exec([]string{"sleep", "987654"}, nil, nil, nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := len(processesWith(t, "987654")); n < 4 {
+				t.Fatalf("%d processes run, want at least 4", n)
+			}
+			if err := p.Stop(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+			<-ex.Done()
+			// Killed processes of a session are gone when init has reaped them.
+			for range 100 {
+				if len(processesWith(t, "987654")) == 0 {
+					return
+				}
+				<-time.After(20 * time.Millisecond)
+			}
+			t.Errorf("left: %v", processesWith(t, "987654"))
+		})
 	}
 }
 
@@ -335,10 +350,10 @@ func TestExec(t *testing.T) {
 
 func TestShareProc(t *testing.T) {
 	ns := podNetns(t)
-	spec := shell(t, "readlink "+ns.Path()+" || ls -l /proc/self/exe")
+	spec := shell(t, "readlink "+ns.Path()+" && readlink /proc/$$/ns/net")
 	spec.ShareProc = true
 	got, status := run(t, spec)
-	if !strings.HasPrefix(got, "net:[") || status.Code != 0 {
+	if strings.Count(got, "net:[") != 2 || status.Code != 0 {
 		t.Errorf("got %q, %v", got, status)
 	}
 }
