@@ -68,6 +68,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer x.cancel(nil)
 	x.facts.start = time.Now()
 	x.facts.x = x
+	if r.ProtoMajor == 1 {
+		// The upstream may answer while the client still sends; HTTP/2 always can.
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	}
 	defer x.record()
 	if err := x.run(); err != nil {
 		x.answer(err)
