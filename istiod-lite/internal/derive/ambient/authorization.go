@@ -61,6 +61,12 @@ func convertPolicy(ap *clientsecurity.AuthorizationPolicy, root string) policyVe
 			out.Groups = append(out.Groups, group)
 		}
 	}
+	if sel := spec.GetSelector(); sel != nil && len(sel.GetMatchLabels()) == 0 {
+		// The reference attaches such a policy to nobody, and other proxies rely on equal answers: so does this one,
+		// but it does not keep quiet about it.
+		return policyVerdict{auth: out, reason: ReasonUnsupportedValue, message: "the selector has no labels, so no workload " +
+			"is selected and the policy is not in force; remove the selector to mean all workloads"}
+	}
 	if len(omitted) == 0 {
 		return policyVerdict{auth: out, reason: ReasonAccepted, message: "attached to ztunnel"}
 	}

@@ -204,6 +204,7 @@ func TestPolicyConditions(t *testing.T) {
 	}{
 		"accepted":     {policy("{rules: [{}]}"), ambient.Condition{Type: "ZtunnelAccepted", True: true, Reason: "Accepted"}, "attached to ztunnel"},
 		"audit":        {policy("{action: AUDIT, rules: [{}]}"), ambient.Condition{Type: "ZtunnelAccepted", Reason: "UnsupportedValue"}, "AUDIT"},
+		"no labels":    {policy("{selector: {}, action: DENY, rules: [{}]}"), ambient.Condition{Type: "ZtunnelAccepted", True: true, Reason: "UnsupportedValue"}, "not in force"},
 		"http in deny": {policy("{action: DENY, rules: [{to: [{operation: {paths: [/a], methods: [GET]}}]}]}"), ambient.Condition{Type: "ZtunnelAccepted", True: true, Reason: "UnsupportedValue"}, "(methods, paths): they are left out of the DENY rules"},
 		"http only":    {policy("{rules: [{to: [{operation: {paths: [/a]}}]}]}"), ambient.Condition{Type: "ZtunnelAccepted", True: true, Reason: "UnsupportedValue"}, "nothing is allowed"},
 		"http some":    {policy("{rules: [{to: [{operation: {paths: [/a]}}]}, {}]}"), ambient.Condition{Type: "ZtunnelAccepted", True: true, Reason: "UnsupportedValue"}, "so less is allowed"},
@@ -351,4 +352,16 @@ func TestRevision(t *testing.T) {
 			t.Errorf("revision %q: %d policies", revision, got)
 		}
 	}
+}
+
+func FuzzParseSettings(f *testing.F) {
+	f.Add("trustDomain: corp\nrootNamespace: a")
+	f.Add("discoverySelectors: [{matchLabels: {a: b}, matchExpressions: [{key: team, operator: In, values: [red]}]}]")
+	f.Add("serviceEntryVisibility: {defaultVisibility: NONE, policies: [{visibility: PUBLIC, matchingRules: [{namespaceSelector: {matchLabels: {a: b}}}, {}]}]}")
+	f.Fuzz(func(t *testing.T, text string) {
+		s, _, err := ambient.ParseSettings(ambient.Config{}, text)
+		if err == nil && (s.RootNamespace == "" || s.TrustDomain == "") {
+			t.Errorf("settings without root namespace or trust domain: %+v", s)
+		}
+	})
 }
