@@ -344,6 +344,12 @@ func matchExpr(m ruleset.Match) ([]expr.Any, error) {
 			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native32(m.Mask), Xor: native32(0)},
 			&expr.Cmp{Op: cmpOp(m.Not), Register: 1, Data: native32(m.Value)},
 		}, nil
+	case ruleset.MidStream:
+		return []expr.Any{
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: tcpFlagsOffset, Len: 1},
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpSYN}, Xor: []byte{0}},
+			eq(0),
+		}, nil
 	case ruleset.Owner:
 		return []expr.Any{&expr.Meta{Key: expr.MetaKeySKUID, Register: 1}, eq(native32(m.UID)...)}, nil
 	case ruleset.InSet:
@@ -351,6 +357,12 @@ func matchExpr(m ruleset.Match) ([]expr.Any, error) {
 	}
 	return nil, fmt.Errorf("match %T is not known", m)
 }
+
+// Where the TCP header has its flags, and which is SYN (RFC 9293, section 3.1).
+const (
+	tcpFlagsOffset = 13
+	tcpSYN         = 0x02
+)
 
 func loadAddr(dst, v6 bool) *expr.Payload {
 	p := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}

@@ -158,8 +158,14 @@ func fromProxy(yes bool) ruleset.Match {
 	return ruleset.Mark{Value: ProxyMark, Mask: MarkMask, Not: !yes}
 }
 
+// adopt leaves connections alone that were open before the rules came: without
+// rules the namespace tracked no connections, so that their next segment looks
+// like a first one, and redirecting it would break them. Istio's rules lack this.
+func (r *rules) adopt() { r.add(ruleset.Accept{}, tcp(), ruleset.MidStream{}) }
+
 func (o Options) natPrerouting() rules {
 	var r rules
+	r.adopt()
 	for _, name := range o.Interfaces {
 		r.add(ruleset.Redirect{Port: OutboundPort}, ruleset.Interface{Name: name}, tcp(), fromProxy(false))
 		r.add(ruleset.Return{}, ruleset.Interface{Name: name}, tcp())
@@ -179,6 +185,7 @@ func (o Options) natPrerouting() rules {
 
 func (o Options) natOutput() rules {
 	var r rules
+	r.adopt()
 	toApp := ruleset.Mark{Value: ReplyMark, Mask: MarkMask}
 	onLoopback := func(yes bool) ruleset.Match { return ruleset.Interface{Out: true, Not: !yes, Name: "lo"} }
 	for _, f := range o.families() {

@@ -117,6 +117,9 @@ type (
 		Not         bool
 		Value, Mask uint32
 	}
+	// MidStream matches TCP segments that do not open a connection: without the
+	// flag SYN. It must follow Proto "tcp".
+	MidStream struct{}
 	// Owner matches packets of the sockets of a user.
 	Owner struct{ UID uint32 }
 	// InSet matches a destination address in a set of the table.
@@ -132,6 +135,7 @@ func (Addr) match()      {}
 func (Port) match()      {}
 func (Interface) match() {}
 func (Mark) match()      {}
+func (MidStream) match() {}
 func (Owner) match()     {}
 func (InSet) match()     {}
 
@@ -170,8 +174,9 @@ func (m Interface) String() string {
 func (m Mark) String() string {
 	return fmt.Sprintf("%s mark & %#x %s %#x", pick(m.Conn, "ct", "meta"), m.Mask, pick(m.Not, "!=", "=="), m.Value)
 }
-func (m Owner) String() string { return fmt.Sprintf("meta skuid %d", m.UID) }
-func (m InSet) String() string { return pick(m.V6, "ip6", "ip") + " daddr @" + m.Set }
+func (MidStream) String() string { return "tcp flags & syn == 0" }
+func (m Owner) String() string   { return fmt.Sprintf("meta skuid %d", m.UID) }
+func (m InSet) String() string   { return pick(m.V6, "ip6", "ip") + " daddr @" + m.Set }
 
 // Action is what a rule does: a closed set.
 type Action interface {

@@ -66,7 +66,12 @@ func Serve(ctx context.Context, cfg ServeConfig, ready func(addrs ...net.Addr)) 
 	if cfg.CallTimeout <= 0 {
 		cfg.CallTimeout = 10 * time.Second
 	}
-	s := &server{cfg: cfg, client: &http.Client{Timeout: cfg.CallTimeout}}
+	s := &server{cfg: cfg, client: &http.Client{
+		Timeout: cfg.CallTimeout,
+		// Each call is a connection of its own: one that was open before its
+		// pod joined the mesh would stay outside of it.
+		Transport: &http.Transport{DisableKeepAlives: true},
+	}}
 	g := run.NewGroup(ctx)
 	var lc net.ListenConfig
 	var addrs []net.Addr
