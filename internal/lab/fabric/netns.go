@@ -84,7 +84,7 @@ func onThread(fn func() error) error {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("fabric: open the current network namespace: %w", err)
 	}
-	defer before.Close()
+	defer func() { _ = before.Close() }()
 	err = fn()
 	if back := unix.Setns(int(before.Fd()), unix.CLONE_NEWNET); back != nil {
 		return errors.Join(err, fmt.Errorf("fabric: leave a network namespace: %w", back))

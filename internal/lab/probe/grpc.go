@@ -26,7 +26,7 @@ func checkGRPC(ctx context.Context, a *corev1.GRPCAction, t Target) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	req := &grpc_health_v1.HealthCheckRequest{}
 	if a.Service != nil {
 		req.Service = *a.Service

@@ -139,7 +139,7 @@ func checkHTTP(ctx context.Context, a *corev1.HTTPGetAction, t Target) error {
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 10<<10))
 	if err != nil {
 		return fmt.Errorf("read the answer: %w", err)

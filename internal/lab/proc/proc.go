@@ -180,13 +180,12 @@ func Start(spec Spec) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", spec.Name, err)
 	}
-	defer feed.Close()
+	defer func() { _ = feed.Close() }()
 	said, report, err := os.Pipe()
 	if err != nil {
-		in.Close()
-		return nil, fmt.Errorf("start %s: %w", spec.Name, err)
+		return nil, fmt.Errorf("start %s: %w", spec.Name, errors.Join(err, in.Close()))
 	}
-	defer said.Close()
+	defer func() { _ = said.Close() }()
 
 	p := newProcess(spec)
 	p.cmd.Path = "/proc/self/exe"
@@ -202,8 +201,7 @@ func Start(spec Spec) (*Process, error) {
 		}
 		return p.cmd.Start()
 	})
-	in.Close()
-	report.Close()
+	_, _ = in.Close(), report.Close() // only the child's copies count
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", spec.Name, err)
 	}

@@ -17,7 +17,7 @@ func onThread(fn func() error) error {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("open the current network namespace: %w", err)
 	}
-	defer before.Close()
+	defer func() { _ = before.Close() }()
 	err = fn()
 	if back := unix.Setns(int(before.Fd()), unix.CLONE_NEWNET); back != nil {
 		// The thread stays locked and ends with its goroutine.

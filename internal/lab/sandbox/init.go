@@ -160,7 +160,7 @@ func privateMounts() error {
 			if err != nil {
 				return err
 			}
-			defer ns.Close()
+			defer func() { _ = ns.Close() }()
 			if err := unix.Unshare(unix.CLONE_FS); err != nil {
 				return err
 			}

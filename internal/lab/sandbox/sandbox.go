@@ -89,11 +89,10 @@ func Enter(ctx context.Context, cfg Config) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("sandbox: status pipe: %w", err)
 	}
-	defer status.Close()
+	defer func() { _ = status.Close() }()
 	cmd, err := command(cfg, user, inner)
 	if err != nil {
-		inner.Close()
-		return Result{}, err
+		return Result{}, errors.Join(err, inner.Close())
 	}
 
 	// The parent-death signal is tied to the thread that forks, so the whole
@@ -101,7 +100,7 @@ func Enter(ctx context.Context, cfg Config) (Result, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	err = cmd.Start()
-	inner.Close()
+	_ = inner.Close() // only the child's copy counts
 	if err != nil {
 		return Result{}, forbidden("start the first process of new namespaces", user, err)
 	}
