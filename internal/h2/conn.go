@@ -186,7 +186,10 @@ func (c *Conn) NetConn() net.Conn { return c.nc }
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.fail(&ConnError{Code: NoError, Err: ErrClosed})
+	if c.err == nil {
+		c.life.grace = len(c.set.open) == 0 // nothing to cut: the last bytes may take their time
+		c.fail(&ConnError{Code: NoError, Err: ErrClosed})
+	}
 	return nil
 }
 
@@ -233,8 +236,7 @@ func (c *Conn) finishIfIdle() {
 	if c.role == client && c.set.reserved > 0 && !c.life.peerGone {
 		return
 	}
-	c.kick()
-	c.life.grace = c.role == server
+	c.life.grace = true
 	c.end(&ConnError{Code: NoError, Err: ErrDrained})
 }
 

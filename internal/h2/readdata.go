@@ -64,7 +64,7 @@ func (c *Conn) beginData(fh http2.FrameHeader, payload int) (*Stream, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
-		return nil, nil //nolint:nilnil // thrown away
+		return nil, nil
 	}
 	n := int64(fh.Length)
 	if !c.recv.take(n) {
@@ -79,15 +79,15 @@ func (c *Conn) beginData(fh http2.FrameHeader, payload int) (*Stream, error) {
 	case s.remoteEnd:
 		c.consumed(nil, overhead)
 		c.resetStream(s, &ResetError{Code: StreamClosed, Reason: "DATA after END_STREAM"})
-		return nil, nil //nolint:nilnil // thrown away
+		return nil, nil
 	case c.role == client && !s.header.done:
 		c.consumed(nil, overhead)
 		c.resetStream(s, &ResetError{Code: ProtocolError, Reason: "DATA before the response"})
-		return nil, nil //nolint:nilnil // thrown away
+		return nil, nil
 	case !s.recv.take(n):
 		c.consumed(nil, overhead)
 		c.resetStream(s, &ResetError{Code: FlowControl, Reason: "DATA over the stream's window"})
-		return nil, nil //nolint:nilnil // thrown away
+		return nil, nil
 	}
 	c.consumed(s, overhead)
 	if payload == 0 && !fh.Flags.Has(http2.FlagDataEndStream) {

@@ -230,6 +230,46 @@ func TestDrainLosesNothing(t *testing.T) {
 	}
 }
 
+// TestLastBytesArrive: the side that finishes last on a drained connection
+// does not cut its own bytes off by closing.
+func TestLastBytesArrive(t *testing.T) {
+	const size = 3 << 20
+	for range 5 {
+		got := make(chan int64, 1)
+		cl, srv := tunnel(t, func(_ context.Context, in *Incoming) {
+			s, err := in.Accept(nil)
+			if err != nil {
+				return
+			}
+			_ = s.CloseWrite() // from here on the client alone keeps the stream
+			n := int64(0)
+			for buf := make([]byte, 4<<10); err == nil; {
+				var k int
+				k, err = s.Read(buf)
+				n += int64(k)
+				time.Sleep(10 * time.Microsecond)
+			}
+			got <- n
+		})
+		s, _, err := cl.Connect(t.Context(), "x:1", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(s); err != nil {
+			t.Fatal(err)
+		}
+		srv.Drain()
+		for !cl.GoingAway() {
+			time.Sleep(time.Millisecond)
+		}
+		_, _ = s.Write(make([]byte, size))
+		_ = s.CloseWrite()
+		if n := <-got; n != size {
+			t.Errorf("%d of %d bytes arrived", n, size)
+		}
+	}
+}
+
 // TestServesForeignClient has x/net/http2's client open tunnels to our server.
 func TestServesForeignClient(t *testing.T) {
 	a, b := tcpPair(t)

@@ -63,7 +63,7 @@ func Server(ctx context.Context, raw net.Conn, cert *Certificate) (*tls.Conn, id
 		if offered := hello.SupportedProtos; len(offered) > 0 && !slices.Contains(offered, Protocol) {
 			return nil, fmt.Errorf("client offers the protocols %q, want %q", offered, Protocol)
 		}
-		return nil, nil //nolint:nilnil // go on with cfg
+		return nil, nil // go on with cfg
 	}
 	return handshake(ctx, tls.Server(raw, cfg))
 }

@@ -88,18 +88,22 @@ func (n *Netns) Close() error { return n.file.Close() }
 
 // Dup returns an independent holder of the same namespace.
 func (n *Netns) Dup() (*Netns, error) {
-	fd, err := unix.FcntlInt(n.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	runtime.KeepAlive(n)
+	fd, err := n.DupFD()
 	if err != nil {
-		return nil, fmt.Errorf("duplicate %v: %w", n, err)
+		return nil, err
 	}
 	return &Netns{file: os.NewFile(uintptr(fd), "netns"), dev: n.dev, ino: n.ino}, nil
 }
 
 // DupFD returns a descriptor of the namespace that the caller closes.
 func (n *Netns) DupFD() (int, error) {
-	fd, err := unix.FcntlInt(n.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	runtime.KeepAlive(n)
+	fd := -1
+	rc, err := n.file.SyscallConn()
+	if err == nil {
+		var failure error
+		err = rc.Control(func(own uintptr) { fd, failure = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0) })
+		err = errors.Join(err, failure)
+	}
 	if err != nil {
 		return -1, fmt.Errorf("duplicate %v: %w", n, err)
 	}
@@ -138,7 +142,7 @@ func (n *Netns) enter(fn func() error, done chan<- error) {
 	done <- err
 }
 
-func (n *Netns) inside(fn func() error) (err error, restored bool) { //nolint:revive // the flag says what to do with the thread, whatever err is
+func (n *Netns) inside(fn func() error) (err error, restored bool) {
 	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open own network namespace: %w", err), true

@@ -40,7 +40,7 @@ func open(t *testing.T) bench {
 	}
 	t.Cleanup(func() {
 		cancel()
-		for range ch { //nolint:revive // until it is closed
+		for range ch {
 		}
 	})
 	return bench{s, t, ch}
