@@ -25,7 +25,8 @@
 // Invariants: pods reach each other on one node and across nodes, in both
 // families, with their own address as source (TestPodToPod); a virtual address
 // spreads over its endpoints, and one without endpoints is refused at once
-// (TestServices); rules are replaced in one transaction
+// (TestServices, TestServiceRefused); UDP clients leave an endpoint that is gone
+// (TestUDPLeavesGoneEndpoint); rules are replaced in one transaction
 // (TestReplaceKeepsConnections); no address is given twice (TestPlanProperties).
 //
 // Neighbours: sandbox makes the namespace it starts in, proc runs programs in

@@ -46,11 +46,13 @@ type ServicePort struct {
 }
 
 type serviceState struct {
-	mu sync.Mutex
+	mu        sync.Mutex
+	datagrams datagrams // of the rules in force
 }
 
 // SetServices replaces all Services on every node and in the fabric. Each
-// namespace changes in one transaction; established connections stay.
+// namespace changes in one transaction; established connections stay, UDP
+// conversations with an endpoint that is gone go elsewhere.
 //
 // The DNS server's address is left out: the fabric itself answers there. A
 // Service that cannot be programmed is named in the error and left out; the
@@ -59,11 +61,25 @@ func (f *Fabric) SetServices(services []Service) error {
 	f.services.mu.Lock()
 	defer f.services.mu.Unlock()
 	set, err := compile(services, f.ipv6)
-	errs := []error{err, program(f.ns, set, f.ipv6)}
-	for _, n := range f.nodes {
-		errs = append(errs, program(n.ns, set, f.ipv6))
+	old := stale{before: f.services.datagrams, now: datagramsOf(set)}
+	f.services.datagrams = old.now
+	errs := []error{err}
+	for _, ns := range f.namespaces() {
+		errs = append(errs, program(ns, set, f.ipv6))
+		if old.now.lost(old.before) {
+			errs = append(errs, old.forget(ns, f.ipv6))
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// namespaces are those in which Services can be reached from.
+func (f *Fabric) namespaces() []*Netns {
+	list := []*Netns{f.ns}
+	for _, n := range f.nodes {
+		list = append(list, n.ns)
+	}
+	return list
 }
 
 // spread is one virtual address and port and the endpoints it is spread over.

@@ -196,6 +196,59 @@ func TestServiceUDP(t *testing.T) {
 	}
 }
 
+// TestUDPLeavesGoneEndpoint: a client that keeps its port is led elsewhere.
+func TestUDPLeavesGoneEndpoint(t *testing.T) {
+	l := newServiceLab(t)
+	for _, p := range []*PodNet{l.a, l.c} {
+		conn, err := p.Netns().ListenPacket(t.Context(), "udp", ":9000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		go func() {
+			for {
+				_, from, err := conn.ReadFrom(make([]byte, 64))
+				if err != nil {
+					return
+				}
+				_, _ = conn.WriteTo([]byte(p.Key), from)
+			}
+		}()
+	}
+	lead := func(p *PodNet) {
+		t.Helper()
+		s := Service{Name: "shop/u", VIPs: []netip.Addr{netip.MustParseAddr("10.96.0.30"), netip.MustParseAddr("fd00:10:96::30")}, Ports: []ServicePort{{Protocol: UDP, Port: 53}}}
+		for _, ip := range p.Addrs() {
+			s.Ports[0].Endpoints = append(s.Ports[0].Endpoints, netip.AddrPortFrom(ip, 9000))
+		}
+		if err := l.SetServices([]Service{s}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, target := range []string{"10.96.0.30:53", "[fd00:10:96::30]:53"}[:len(l.vips)] {
+		lead(l.a)
+		c, err := l.b.Netns().DialContext(t.Context(), "udp", target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		for _, p := range []*PodNet{l.a, l.c, l.a} {
+			lead(p)
+			if err := c.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			buf := make([]byte, 64)
+			if _, err := c.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			n, err := c.Read(buf)
+			if err != nil || string(buf[:n]) != p.Key {
+				t.Errorf("%s: answered by %q, %v; want %s", target, buf[:n], err, p.Key)
+			}
+		}
+	}
+}
+
 func TestReplaceKeepsConnections(t *testing.T) {
 	l := newServiceLab(t)
 	ln, err := l.a.Netns().Listen(t.Context(), "tcp", ":7000")

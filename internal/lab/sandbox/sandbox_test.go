@@ -257,7 +257,7 @@ func awaitGone(t *testing.T) {
 
 func TestKillLeavesNothing(t *testing.T) {
 	need(t)
-	for _, victim := range []string{"pid 1", "the caller"} {
+	for _, victim := range []string{"pid 1", "the program inside", "the caller"} {
 		t.Run(victim, func(t *testing.T) {
 			r, w, err := os.Pipe()
 			if err != nil {
@@ -279,16 +279,11 @@ func TestKillLeavesNothing(t *testing.T) {
 				<-time.After(20 * time.Millisecond)
 			}
 			pid := cmd.Process.Pid
-			if victim == "pid 1" {
-				raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-				kids := strings.Fields(string(raw))
-				if err != nil || len(kids) == 0 {
-					// Not the first thread forked it.
-					kids = childrenOf(t, pid)
-				}
-				if pid, err = strconv.Atoi(kids[0]); err != nil {
-					t.Fatal(err)
-				}
+			if victim != "the caller" {
+				pid = childOf(t, pid)
+			}
+			if victim == "the program inside" {
+				pid = childOf(t, pid)
 			}
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
@@ -299,18 +294,22 @@ func TestKillLeavesNothing(t *testing.T) {
 	}
 }
 
-func childrenOf(t *testing.T, pid int) []string {
+// childOf is the only child of a process, whichever thread made it.
+func childOf(t *testing.T, pid int) int {
 	t.Helper()
-	var out []string
 	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	for _, f := range files {
 		raw, _ := os.ReadFile(f)
-		out = append(out, strings.Fields(string(raw))...)
+		if kids := strings.Fields(string(raw)); len(kids) > 0 {
+			child, err := strconv.Atoi(kids[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return child
+		}
 	}
-	if len(out) == 0 {
-		t.Fatalf("process %d has no children", pid)
-	}
-	return out
+	t.Fatalf("process %d has no child", pid)
+	return 0
 }
 
 func TestOrphansAreReaped(t *testing.T) {
