@@ -64,8 +64,10 @@ func (c *controller) round() {
 	c.allocate(s)
 	c.deploy(s)
 	c.schedule(s)
-	c.sync(s.pods)
+	// Nobody shall be led to an ending pod: Services change before its
+	// containers hear of it.
 	c.serve(s)
+	c.sync(s.pods)
 	c.finalize(s)
 }
 

@@ -46,6 +46,8 @@ func podProgram(args []string) int {
 		mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, args[1]) })
 		go func() { _ = http.ListenAndServe(":8080", mux) }()
 		<-stop
+		// Connections that came before the Service changed are still answered.
+		<-time.After(200 * time.Millisecond)
 		return 0
 	case "get":
 		c := http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
