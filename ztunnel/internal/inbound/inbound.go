@@ -123,8 +123,21 @@ func (t *tunnel) handle(ctx context.Context, in *hbone.Incoming) {
 		_ = in.Reject(statusOf(err), nil)
 		return
 	}
+	t.tell(in, adm)
 	rec := t.cfg.Record.Open(t.facts(in, f, adm))
 	rec.Close(t.carry(ctx, in, f, adm, rec))
+}
+
+// tell writes the decision for those who look, under the id that the client's proxy gave the connection.
+func (t *tunnel) tell(in *hbone.Incoming, adm steer.Admission) {
+	if !t.cfg.Log.Enabled(obs.LevelDebug) {
+		return
+	}
+	id := "none"
+	if trace, ok := flow.ParseTrace(in.Header(flow.HeaderTraceparent)); ok {
+		id = trace.String()
+	}
+	t.cfg.Log.Debug("request admitted", obs.F("id", id), obs.F("src.addr", t.conn.Peer), obs.F("authority", in.Authority()), obs.F("admission", adm.String()))
 }
 
 func (t *tunnel) admission(v *mesh.View, in *hbone.Incoming, f steer.InboundFacts) (steer.Admission, error) {

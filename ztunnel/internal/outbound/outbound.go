@@ -79,13 +79,18 @@ func (d *Driver) Handle(ctx context.Context, pod *capture.Pod, a capture.Accepte
 		d.cfg.Record.Refused(flow.Source, a.Peer, a.Original, err)
 		return
 	}
+	trace := flow.NewTrace(d.random)
+	if d.cfg.Log.Enabled(obs.LevelDebug) {
+		d.cfg.Log.Debug("connection planned", obs.F("id", trace.String()), obs.F("src.addr", a.Peer), obs.F("original", a.Original), obs.F("plan", plan.String()))
+	}
 	live := d.cfg.Conns.Register(ctx, conns.Entry{
 		Pod: pod.UID, Direction: conns.Outbound, Src: a.Peer, Original: a.Original.String(),
 		Actual: plan.NextHop, Protocol: protocol(plan.Via),
 	})
 	defer live.Close()
 	rec := d.cfg.Record.Open(facts(src, plan, a))
-	rec.Close(d.carry(live, pod, src, plan, a, rec))
+	w := &way{Driver: d, pod: pod, src: src, plan: plan, conn: a, trace: trace, rec: rec}
+	rec.Close(w.carry(live))
 }
 
 // decide takes one View and asks it once.
@@ -130,63 +135,65 @@ func (d *Driver) resolve(ctx context.Context, host string, like netip.Addr) (net
 	return same[d.cfg.Random(uint64(len(same)))], nil
 }
 
+// way is one planned connection on its way.
+type way struct {
+	*Driver
+	pod   *capture.Pod
+	src   *mesh.Workload
+	plan  steer.Plan
+	conn  capture.Accepted
+	trace flow.TraceID
+	rec   *flow.Flow
+}
+
 // carry opens the way that was planned and relays. The error is the one for the record.
-func (d *Driver) carry(live *conns.Live, pod *capture.Pod, src *mesh.Workload, plan steer.Plan, a capture.Accepted, rec *flow.Flow) error {
-	ctx := live.Context()
-	up, err := d.open(ctx, pod, src, plan, a, rec)
-	if err != nil {
-		if cut := live.Cut(); cut != nil {
-			return flow.Fail(flow.NoFlag, cut)
-		}
-		return err
+func (w *way) carry(live *conns.Live) error {
+	up, err := w.open(live.Context())
+	if err == nil {
+		err = relay.Both(live.Context(), w.conn.Conn, up, w.rec.Bytes).Err
 	}
-	result := relay.Both(ctx, a.Conn, up, rec.Bytes)
 	if cut := live.Cut(); cut != nil {
 		return flow.Fail(flow.NoFlag, cut)
 	}
-	return result.Err
+	return err
 }
 
-func (d *Driver) open(ctx context.Context, pod *capture.Pod, src *mesh.Workload, plan steer.Plan, a capture.Accepted, rec *flow.Flow) (relay.Duplex, error) {
-	switch plan.Via {
+func (w *way) open(ctx context.Context) (relay.Duplex, error) {
+	switch w.plan.Via {
 	case steer.Passthrough, steer.Plain:
-		up, err := pod.Dial(ctx, plan.NextHop, netip.Addr{})
+		up, err := w.pod.Dial(ctx, w.plan.NextHop, netip.Addr{})
 		if err != nil {
 			return nil, flow.Fail(flow.Connect, fmt.Errorf("connection failed: %w", err))
 		}
 		return up, nil
 	case steer.HBONE, steer.DoubleHBONE:
-		tunnels, err := d.pool(pod)
+		tunnels, err := w.pool(w.pod)
 		if err != nil {
 			return nil, err
 		}
-		target := pool.Target{Source: src.Identity(), Expect: plan.Expect, Dst: plan.NextHop, SourceIP: a.Peer.Addr()}
-		stream, _, err := tunnels.Open(ctx, target, plan.Authority, d.headers(src, plan, a, false))
+		target := pool.Target{Source: w.src.Identity(), Expect: w.plan.Expect, Dst: w.plan.NextHop, SourceIP: w.conn.Peer.Addr()}
+		stream, _, err := tunnels.Open(ctx, target, w.plan.Authority, w.headers())
 		if err != nil {
 			return nil, classify(err)
 		}
-		if plan.Via == steer.HBONE {
+		if w.plan.Via == steer.HBONE {
 			return stream, nil
 		}
-		return d.inner(ctx, stream, src, plan, a, rec)
+		return w.inner(ctx, stream)
 	}
-	return nil, fmt.Errorf("no decision for %s: refusing to guess", a.Original)
+	return nil, fmt.Errorf("no decision for %s: refusing to guess", w.conn.Original)
 }
 
 // headers describe the connection to the next hop.
-func (d *Driver) headers(src *mesh.Workload, plan steer.Plan, a capture.Accepted, inner bool) []hbone.Header {
+func (w *way) headers() []hbone.Header {
 	host := ""
-	if plan.Service != nil {
-		host = plan.Service.Hostname
+	if w.plan.Service != nil {
+		host = w.plan.Service.Hostname
 	}
-	out := append(make([]hbone.Header, 0, 4),
-		hbone.Header{Name: flow.HeaderBaggage, Value: flow.BaggageOf(src).String()},
-		hbone.Header{Name: flow.HeaderForwarded, Value: flow.Forwarded(a.Peer, host)},
-		hbone.Header{Name: flow.HeaderTraceparent, Value: flow.NewTrace(d.random).String()})
-	if inner {
-		out = append(out, hbone.Header{Name: flow.HeaderNetwork, Value: d.cfg.Network})
-	}
-	return out
+	return append(make([]hbone.Header, 0, 4),
+		hbone.Header{Name: flow.HeaderBaggage, Value: flow.BaggageOf(w.src).String()},
+		hbone.Header{Name: flow.HeaderForwarded, Value: flow.Forwarded(w.conn.Peer, host)},
+		hbone.Header{Name: flow.HeaderTraceparent, Value: w.trace.String()})
 }
 
 func (d *Driver) random(b []byte) {
@@ -260,32 +267,32 @@ func (d *Driver) dial(ctx context.Context, pod *capture.Pod, t pool.Target) (*hb
 }
 
 // inner runs the second tunnel inside the first. It belongs to this one connection alone.
-func (d *Driver) inner(ctx context.Context, outer *hbone.Stream, src *mesh.Workload, plan steer.Plan, a capture.Accepted, rec *flow.Flow) (relay.Duplex, error) {
-	cert, err := d.cfg.Certs(src.Identity()).Certificate(ctx)
+func (w *way) inner(ctx context.Context, outer *hbone.Stream) (relay.Duplex, error) {
+	cert, err := w.cfg.Certs(w.src.Identity()).Certificate(ctx)
 	if err != nil {
 		_ = outer.Close()
 		return nil, flow.Fail(flow.IdentityError, err)
 	}
 	limited, cancel := context.WithTimeout(ctx, handshakeLimit)
 	defer cancel()
-	secured, peer, err := mtls.Client(limited, outer, cert, plan.Inner)
+	secured, peer, err := mtls.Client(limited, outer, cert, w.plan.Inner)
 	if err != nil {
 		_ = outer.Close()
-		return nil, flow.Fail(flow.Connect, fmt.Errorf("through the gateway %s: %w", plan.NextHop, err))
+		return nil, flow.Fail(flow.Connect, fmt.Errorf("through the gateway %s: %w", w.plan.NextHop, err))
 	}
-	client, err := hbone.NewClient(secured, d.cfg.HBONE)
+	client, err := hbone.NewClient(secured, w.cfg.HBONE)
 	if err != nil {
 		_ = outer.Close()
 		return nil, flow.Fail(flow.H2Failure, err)
 	}
-	stream, resp, err := client.Connect(ctx, plan.Authority, d.headers(src, plan, a, true))
+	stream, resp, err := client.Connect(ctx, w.plan.Authority, append(w.headers(), hbone.Header{Name: flow.HeaderNetwork, Value: w.cfg.Network}))
 	if err != nil {
 		_ = client.Close()
 		client.Wait()
 		return nil, classify(err)
 	}
-	if !d.cfg.IgnoreBaggage {
-		rec.Destination(flow.ParseBaggage(resp.Get(flow.HeaderBaggage)), peer)
+	if !w.cfg.IgnoreBaggage {
+		w.rec.Destination(flow.ParseBaggage(resp.Get(flow.HeaderBaggage)), peer)
 	}
 	return &innerStream{Stream: stream, client: client}, nil
 }

@@ -142,6 +142,16 @@ func FuzzParseTarget(f *testing.F) {
 	})
 }
 
+// TestOutboundAllocations keeps a decision at what it returns: the authority, whom to expect, and why.
+func TestOutboundAllocations(t *testing.T) {
+	w := newWorld(t)
+	w.run("workload a ip=10.0.0.1\nworkload b ip=10.0.0.2 of=web\nservice web vip=10.96.0.1 ports=80:8080")
+	v, a, dst := w.view(), w.workloads["a"], netip.MustParseAddrPort("10.96.0.1:80")
+	if n := testing.AllocsPerRun(100, func() { _, _ = steer.Outbound(v, a, a.Addresses[0], dst, first) }); n > 3 {
+		t.Fatalf("%v allocations, want at most 3", n)
+	}
+}
+
 func BenchmarkOutbound(b *testing.B) {
 	w := &world{workloads: map[string]*mesh.Workload{}, services: map[string]*mesh.Service{}}
 	w.run("workload a ip=10.0.0.1\nworkload b ip=10.0.0.2 of=web\nservice web vip=10.96.0.1 ports=80:8080")
