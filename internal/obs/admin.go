@@ -3,15 +3,19 @@ package obs
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"html"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
 	"runtime"
 	runtimepprof "runtime/pprof"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -21,7 +25,7 @@ type AdminConfig struct {
 	Levels *Levels                 // nil: no /logging
 	Quit   func()                  // nil: no /quitquitquit
 	Dump   func() (any, error)     // nil: no /config_dump
-	Pages  map[string]http.Handler // more pages by path
+	Pages  map[string]http.Handler // more pages by path, answered under any host name
 }
 
 // NewAdmin makes the admin pages. They belong on loopback: whoever reaches them
@@ -42,6 +46,9 @@ func NewAdmin(c AdminConfig) http.Handler {
 	if c.Quit != nil {
 		pages["/quitquitquit"] = quitPage(c.Quit)
 	}
+	for path, h := range pages {
+		pages[path] = localOnly(h)
+	}
 	maps.Copy(pages, c.Pages)
 	mux := http.NewServeMux()
 	for path, h := range pages {
@@ -59,19 +66,29 @@ func NewAdmin(c AdminConfig) http.Handler {
 		}
 		_, _ = fmt.Fprint(w, "</ul>\n")
 	})
-	return localOnly(mux)
+	return mux
 }
 
-// localOnly refuses requests that a web page made a browser send (DNS rebinding,
-// cross-site forms): the admin port is for tools on this machine.
+// localOnly refuses requests that a web page made a browser send: cross-site ones
+// by what the browser says of them, those after a DNS rebinding by the name that
+// they ask for. The admin port is for tools on this machine.
 func localOnly(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if req.Header.Get("Origin") != "" || req.Header.Get("Sec-Fetch-Site") == "cross-site" {
+		if req.Header.Get("Origin") != "" || req.Header.Get("Sec-Fetch-Site") == "cross-site" || !localName(req.Host) {
 			http.Error(w, "the admin port does not answer web pages", http.StatusForbidden)
 			return
 		}
 		h.ServeHTTP(w, req)
 	})
+}
+
+// localName accepts addresses and localhost, which no foreign page can own.
+func localName(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	_, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return err == nil || host == "" || strings.EqualFold(host, "localhost")
 }
 
 func dumpPage(dump func() (any, error)) http.Handler {
@@ -147,6 +164,11 @@ func cpuProfile(w http.ResponseWriter, req *http.Request) {
 	// Go samples at its own fixed rate; the parameter is checked, as callers of
 	// Istio's endpoint expect, and then has no effect.
 	if _, ok := queryInt(w, req, "frequency", 100, 1, 1000); !ok {
+		return
+	}
+	// Longer than the server lets an answer take: say so.
+	if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Duration(seconds)*time.Second + writeTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	var buf bytes.Buffer

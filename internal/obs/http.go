@@ -12,8 +12,10 @@ import (
 
 const (
 	headerTimeout = 2 * time.Second
-	idleTimeout   = 2 * time.Minute
-	headerLimit   = 8 << 10
+	idleTimeout   = 30 * time.Second
+	// writeTimeout ends clients that do not read: each holds a whole answer.
+	writeTimeout = 30 * time.Second
+	headerLimit  = 8 << 10
 	// shutdownLimit lets a scrape or dump in progress finish.
 	shutdownLimit = 5 * time.Second
 )
@@ -35,6 +37,7 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	s := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
+		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    headerLimit,
 		ErrorLog:          log.New(discard{}, "", 0),

@@ -76,7 +76,7 @@ func TestAdminPages(t *testing.T) {
 		Dump: func() (any, error) { return map[string]string{"a": "<b>"}, nil }})
 	do := func(method, url string) (int, string) {
 		w := httptest.NewRecorder()
-		h.ServeHTTP(w, httptest.NewRequest(method, url, nil))
+		h.ServeHTTP(w, httptest.NewRequest(method, "http://localhost:15000"+url, nil))
 		return w.Code, w.Body.String()
 	}
 	for _, c := range []struct {
@@ -105,19 +105,29 @@ func TestAdminPages(t *testing.T) {
 	if quits != 1 {
 		t.Errorf("%d quits", quits)
 	}
-	req := httptest.NewRequest("POST", "/quitquitquit", nil)
-	req.Header.Set("Origin", "http://evil.example")
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, req)
-	if w.Code != 403 || quits != 1 {
-		t.Errorf("a web page stopped the process: %d", w.Code)
+	for _, evil := range []struct{ url, header string }{
+		{"http://127.0.0.1:15000/quitquitquit", "Origin"}, // a form of another page
+		{"http://rebound.example:15000/quitquitquit", "X"},
+	} {
+		req := httptest.NewRequest("POST", evil.url, nil)
+		req.Header.Set(evil.header, "http://evil.example")
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, req)
+		if w.Code != 403 || quits != 1 {
+			t.Errorf("a web page stopped the process: %d", w.Code)
+		}
+	}
+	for _, host := range []string{"127.0.0.1:15000", "[::1]:15000", "::1", "localhost", "LOCALHOST:1", "10.0.0.7:15000", ""} {
+		if !localName(host) {
+			t.Errorf("%q is refused", host)
+		}
 	}
 }
 
 func TestDumpErrorIsOne(t *testing.T) {
 	h := NewAdmin(AdminConfig{Dump: func() (any, error) { return json.Marshaler(nil), context.Canceled }})
 	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest("GET", "/config_dump", nil))
+	h.ServeHTTP(w, httptest.NewRequest("GET", "http://127.0.0.1/config_dump", nil))
 	if w.Code != 500 {
 		t.Error(w.Code)
 	}

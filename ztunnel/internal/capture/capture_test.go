@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,7 +58,6 @@ func dial(t *testing.T, port uint16) net.Conn {
 func TestConnectionsReachTheirDriver(t *testing.T) {
 	ns := here(t)
 	defer goleak.VerifyNone(t)
-	var open atomic.Int32
 	h := func(name string) Handler {
 		return func(_ context.Context, pod *Pod, a Accepted) {
 			defer a.Close()
@@ -68,7 +66,6 @@ func TestConnectionsReachTheirDriver(t *testing.T) {
 	}
 	cfg := config(nil)
 	cfg.Handlers = Handlers{Outbound: h("out"), Plain: h("plain"), HBONE: h("hbone")}
-	cfg.OnSocket = func(_ bool, d int) { open.Add(int32(d)) }
 	pod := &Pod{Name: "web", Drain: run.NewDrain()}
 	p, err := Open(cfg, ns, pod)
 	if err != nil {
@@ -82,8 +79,8 @@ func TestConnectionsReachTheirDriver(t *testing.T) {
 		}
 	}
 	pod.Drain.Cut()
-	if err := p.Wait(); err != nil || open.Load() != 0 {
-		t.Errorf("%v, %d sockets", err, open.Load())
+	if err := p.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -28,9 +28,6 @@ type Config struct {
 
 	Handlers Handlers
 	Log      *obs.Logger
-	// OnSocket, if set, counts accepted sockets that are open: outbound tells
-	// 15001 from the other two.
-	OnSocket func(outbound bool, delta int)
 }
 
 // Proxy is the three listeners of one pod and the connections they accepted.
@@ -135,10 +132,6 @@ func (p *Proxy) accept(ctx context.Context, l *net.TCPListener, port port) error
 
 // serve prepares one connection and waits for its driver.
 func (p *Proxy) serve(ctx context.Context, c *net.TCPConn, port port) {
-	if p.cfg.OnSocket != nil {
-		p.cfg.OnSocket(port.number == PortOutbound, 1)
-		defer p.cfg.OnSocket(port.number == PortOutbound, -1)
-	}
 	// Drivers close the connection themselves; this covers the ways out of here.
 	defer func() { _ = c.Close() }()
 	a, err := describe(c, port)
