@@ -58,21 +58,7 @@ type derivation struct {
 
 // Derive computes one waypoint's resources. Same input, same bytes, whatever the order of the rows.
 func Derive(in Input) (Resources, []Finding) {
-	d := &derivation{
-		in:       in.canonical(),
-		services: map[string]*Service{},
-		routes:   map[string]*routev3.RouteConfiguration{},
-		wanted:   map[string]clusterWant{},
-		findings: map[Finding]bool{},
-	}
-	for i := range d.in.Services {
-		s := &d.in.Services[i]
-		if _, taken := d.services[s.Hostname]; !taken { // the oldest owns the name
-			d.services[s.Hostname] = s
-		}
-	}
-	d.rules = indexRules(d.in.DestinationRules, d.in.Mesh, d.in.Gateway.Namespace)
-	d.policies = d.compilePolicies()
+	d := newDerivation(in)
 	out := Resources{
 		Listeners: map[string]*listenerv3.Listener{
 			ConnectTerminate: connectTerminate(d.in.Mesh),
@@ -88,6 +74,26 @@ func Derive(in Input) (Resources, []Finding) {
 		out.Endpoints[name] = d.assignment(name, want)
 	}
 	return out, d.sortedFindings()
+}
+
+// newDerivation puts the rows in order and indexes them.
+func newDerivation(in Input) *derivation {
+	d := &derivation{
+		in:       in.canonical(),
+		services: map[string]*Service{},
+		routes:   map[string]*routev3.RouteConfiguration{},
+		wanted:   map[string]clusterWant{},
+		findings: map[Finding]bool{},
+	}
+	for i := range d.in.Services {
+		s := &d.in.Services[i]
+		if _, taken := d.services[s.Hostname]; !taken { // the oldest owns the name
+			d.services[s.Hostname] = s
+		}
+	}
+	d.rules = indexRules(d.in.DestinationRules, d.in.Mesh, d.in.Gateway.Namespace)
+	d.policies = d.compilePolicies()
+	return d
 }
 
 func (d *derivation) report(kind, namespace, name, reason, message string) {
