@@ -2,6 +2,7 @@ package app
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -38,20 +39,22 @@ func TestTraffic(t *testing.T) {
 	if _, err := say(c, "x"); err != nil {
 		t.Fatal(err)
 	}
-	_, dump := w.get("15000/config_dump")
-	var d struct {
-		Certificates  []struct{ Identity, State string }
-		WorkloadState map[string]struct {
-			State       string
-			Connections struct{ Inbound, Outbound []struct{ Protocol string } }
+	w.settle("the dump shows the one connection that lives", func() bool {
+		var d struct {
+			Certificates  []struct{ Identity, State string }
+			WorkloadState map[string]struct {
+				State       string
+				Connections struct{ Inbound, Outbound []struct{ Protocol string } }
+			}
 		}
-	}
-	if err := json.Unmarshal([]byte(dump), &d); err != nil {
-		t.Fatalf("%v in %s", err, dump)
-	}
-	if b := d.WorkloadState["uid-b"]; len(d.Certificates) != 2 || d.Certificates[0].State != "Available" || b.State != "Up" || len(b.Connections.Inbound) != 1 || b.Connections.Inbound[0].Protocol != "HBONE" {
-		t.Errorf("%+v", d)
-	}
+		_, dump := w.get("15000/config_dump")
+		if err := json.Unmarshal([]byte(dump), &d); err != nil {
+			t.Fatalf("%v in %s", err, dump)
+		}
+		b := d.WorkloadState["uid-b"]
+		return len(d.Certificates) == 2 && d.Certificates[0].State == "Available" && b.State == "Up" &&
+			len(b.Connections.Inbound) == 1 && b.Connections.Inbound[0].Protocol == "HBONE"
+	})
 	_, metrics := w.get("15020/stats/prometheus")
 	for _, want := range []string{"workload_manager_active_proxy_count 2", "istio_build{component=\"ztunnel\"", "istio_xds_message_total{", "istio_tcp_connections_opened_total{", "# EOF"} {
 		if !strings.Contains(metrics, want) {
@@ -198,4 +201,76 @@ func TestConfigRefused(t *testing.T) {
 			t.Errorf("%v: exit %d, %v", env, got, err)
 		}
 	}
+}
+
+// Losing the node agent changes readiness and nothing else; a new one, whose
+// snapshot names the same pods, changes nothing at all.
+func TestAgentRestart(t *testing.T) {
+	w := newWorld(t)
+	w.addPod("a", true, true)
+	w.addPod("b", true, true)
+	w.echo("b")
+	stop := w.startAgent()
+	w.startZtunnel()
+	w.awaitReady()
+	c, err := w.dial("a", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := say(c, "before"); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	w.settle("not ready", func() bool {
+		_, body := w.get("15021/healthz/ready")
+		return body == "not ready, pending: workload proxy manager\n"
+	})
+	if got, err := w.try("a", "b"); err != nil || !strings.HasSuffix(got, ": hello") {
+		t.Errorf("without agent: %q, %v", got, err)
+	}
+	w.startAgent()
+	w.awaitReady()
+	if got, err := say(c, "after"); err != nil || !strings.HasSuffix(got, ": after") {
+		t.Errorf("the open connection: %q, %v", got, err)
+	}
+	if n := strings.Count(w.logs.String(), "serving pod"); n != 2 {
+		t.Errorf("%d proxies were started, want 2", n)
+	}
+}
+
+// Losing the control plane leaves everything that is known in force.
+func TestControlPlaneLoss(t *testing.T) {
+	w := newWorld(t)
+	w.addPod("a", true, true)
+	w.addPod("b", true, true)
+	w.echo("b")
+	w.startAgent()
+	w.startZtunnel()
+	w.awaitReady()
+	if _, err := w.try("a", "b"); err != nil {
+		t.Fatal(err)
+	}
+	w.cp.Stop()
+	w.settle("loss noticed", func() bool { return w.logged("the last known state stays") })
+	if got, err := w.try("a", "b"); err != nil || !strings.HasSuffix(got, ": hello") {
+		t.Errorf("without control plane: %q, %v", got, err)
+	}
+}
+
+func TestNoCertificateNoTraffic(t *testing.T) {
+	w := newWorld(t)
+	w.cp.RefuseCertificates(errors.New("not today"))
+	w.addPod("a", true, true)
+	w.addPod("b", true, true)
+	w.echo("b")
+	w.startAgent()
+	w.startZtunnel()
+	w.awaitReady()
+	if got, err := w.try("a", "b"); err == nil {
+		t.Errorf("traffic without certificate: %q", got)
+	}
+	w.settle("the reason in the log", func() bool { return w.logged("access", "not today") })
+	w.cp.RefuseCertificates(nil)
+	w.settle("recovery", func() bool { _, err := w.try("a", "b"); return err == nil })
 }

@@ -83,8 +83,8 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// startAgent serves the pod protocol.
-func (w *world) startAgent() {
+// startAgent serves the pod protocol until stop, or the end of the test.
+func (w *world) startAgent() (stop func()) {
 	w.t.Helper()
 	w.agent = zds.NewServer(zds.ServerConfig{Snapshot: w.snapshot})
 	if err := w.agent.Listen(w.socket); err != nil {
@@ -93,12 +93,14 @@ func (w *world) startAgent() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- w.agent.Serve(ctx) }()
-	w.t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			w.t.Error(err)
 		}
 	})
+	w.t.Cleanup(stop)
+	return stop
 }
 
 func (w *world) snapshot(context.Context) []zds.Entry {
