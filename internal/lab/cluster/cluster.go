@@ -27,8 +27,11 @@ import (
 	"github.com/marrowmesh/marrow/internal/run"
 )
 
-// stopGrace bounds how long a pod may take to end when the whole lab does.
-const stopGrace = 5 * time.Second
+// How long a pod may take to end when the whole lab does.
+const (
+	stopGrace     = 5 * time.Second
+	stopMeshGrace = time.Second
+)
 
 // Main is the program inside the sandbox: args are lab.InsideVerb and a
 // lab.Spec. It returns the exit code.
@@ -163,7 +166,7 @@ func (c *cluster) serve(ctx context.Context, box *sandbox.Box) error {
 	c.story.tell("ending")
 	<-started
 	c.stopRecordings()
-	c.kubelet.Stop(stopGrace, func(p *corev1.Pod) bool { return p.Namespace == components.Namespace })
+	c.kubelet.Stop(stopGrace, stopMeshGrace, func(p *corev1.Pod) bool { return p.Namespace == components.Namespace })
 	errK := c.kubelet.Wait()
 	g.Stop()
 	return errors.Join(ready, errK, g.Wait())

@@ -167,10 +167,14 @@ func (c *container) round(ctx context.Context) (proc.Status, error) {
 		if c.w.graceLeft() > 0 {
 			c.preStop(ctx, p)
 		}
+		asked := time.Now()
 		if err := p.Stop(context.WithoutCancel(ctx), c.w.graceLeft()); err != nil {
 			return proc.Status{}, err
 		}
 		status, _ = p.Status()
+		if status.Signal == syscall.SIGKILL {
+			c.w.cfg.Note("pod %s: container %s did not end within %v of SIGTERM and was killed", c.w.name(), c.spec.Name, time.Since(asked).Round(time.Millisecond))
+		}
 	}
 	end := corev1.ContainerStateTerminated{
 		ExitCode: int32(status.Code), Signal: int32(status.Signal), Reason: "Completed", StartedAt: began, FinishedAt: metav1.Now(),

@@ -109,13 +109,17 @@ func graceOf(p *corev1.Pod) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-// Stop ends all pods, each with at most the given grace: applications first,
-// the mesh's own pods after them, because connections end through the mesh.
-func (k *Kubelet) Stop(grace time.Duration, last func(*corev1.Pod) bool) {
+// Stop ends all pods: applications first, the mesh's own pods after them,
+// because connections end through the mesh. Each has at most the grace of its
+// kind; that of the mesh can be short, since nobody is left to drain for.
+func (k *Kubelet) Stop(grace, lastGrace time.Duration, last func(*corev1.Pod) bool) {
 	k.mu.Lock()
 	k.ending = true
 	k.mu.Unlock()
 	for _, mesh := range []bool{false, true} {
+		if mesh {
+			grace = lastGrace
+		}
 		var waiting []*worker
 		k.mu.Lock()
 		for _, w := range k.pods {
