@@ -37,55 +37,33 @@ const stopLimit = 5 * time.Second
 // maxRequest bounds what a client may send in one message, as Istio does.
 const maxRequest = 4 << 20
 
+// parts are the rooms that one process is made of.
+type parts struct {
+	log       *obs.Logger
+	levels    *obs.Levels
+	store     *filestore.Store
+	verifier  *authn.TokenVerifier
+	authority *ca.Authority
+	metrics   *metrics
+	ready     *run.Ready
+	served    *publish.Store
+	statuses  *status.Writer
+	secrets   *serve.Secrets
+	discovery *xds.Server
+	engine    *engine
+	pods      *podIndex
+}
+
 // Run is the control plane until ctx ends.
 func Run(ctx context.Context, cfg config.Config) error {
-	log, levels, err := obs.NewLogger(obs.Stdout(), cfg.LogFormat, cfg.LogLevel)
+	p, err := build(cfg)
 	if err != nil {
 		return err
 	}
-	ready := run.NewReady()
-	sourceRead := ready.Task("source")
-
-	store, err := filestore.Open(cfg.SourceDir)
+	rpc, err := p.server(cfg)
 	if err != nil {
 		return err
 	}
-	verifier, err := authn.NewTokenVerifier(cfg.TokenJWKS, cfg.TrustDomain)
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	authority, err := ca.Open(cfg.CADir, cfg.TrustDomain, now)
-	if err != nil {
-		return err
-	}
-	serverCert, err := authority.ServerCertificate(cfg.Names(), now)
-	if err != nil {
-		return err
-	}
-
-	m := newMetrics()
-	served, pods := publish.New(), newPodIndex()
-	statuses := status.NewWriter(store, func(k manifest.Key, err error) {
-		log.Named("status").Debug("not written", obs.F("object", k.String()), obs.Err(err))
-	})
-	eng := newEngine(cfg, log.Named("derive"), store, served, statuses, pods)
-	secrets := serve.NewSecrets(authority, served, cfg.WorkloadTTL)
-	discoveryServer := xds.NewServer(xds.ServerConfig{
-		Gatekeeper: &serve.Gate{
-			Authenticator: verifier, Store: served, Gateways: pods, Secrets: secrets,
-			OnRefuse: func(node string, err error) {
-				m.refused.WithLabelValues().Inc()
-				log.Named("xds").Warn("stream refused", obs.F("node", node), obs.Err(err))
-			},
-		},
-		OnNack: func(node, url, message string) {
-			m.nacks.WithLabelValues(url).Inc()
-			log.Named("xds").Warn("client refused resources", obs.F("node", node), obs.F("type", url), obs.F("reason", message))
-		},
-	})
-	m.watch(discoveryServer)
-
 	secure, err := obs.Listen(ctx, cfg.SecureAddr)
 	if err != nil {
 		return err
@@ -98,39 +76,88 @@ func Run(ctx context.Context, cfg config.Config) error {
 	if err != nil {
 		return err
 	}
-	rpc := newServer(serverCert)
-	discovery.RegisterAggregatedDiscoveryServiceServer(rpc, discoveryServer)
-	capb.RegisterIstioCertificateServiceServer(rpc, ca.NewService(ca.ServiceConfig{
-		Authority: authority, Authenticator: verifier, Pods: pods, TrustDomain: cfg.TrustDomain, TrustedNodeAccounts: cfg.TrustedNodeAccounts,
-		OnIssue: func(caller authn.Caller, id identity.ID, err error) { issued(log.Named("ca"), m, caller, id, err) },
-	}))
-
+	sourceRead := p.ready.Task("source")
 	g := run.NewGroup(ctx)
-	g.Go("statuses", statuses.Run)
-	g.Go("secrets", secrets.Run)
-	g.Go("source", func(ctx context.Context) error {
-		err := file.New(store).Run(ctx, func(b source.Batch) error {
-			if err := eng.handle(b); err != nil {
-				return err
-			}
-			sourceRead.Done()
-			return nil
-		})
-		if ctx.Err() != nil {
-			return nil
-		}
-		return err
-	})
+	g.Go("statuses", p.statuses.Run)
+	g.Go("secrets", p.secrets.Run)
+	g.Go("source", func(ctx context.Context) error { return p.follow(ctx, sourceRead) })
 	g.Go("xds and ca", func(ctx context.Context) error { return serveRPC(ctx, rpc, secure) })
 	g.Go("monitor", func(ctx context.Context) error {
-		return obs.Serve(ctx, monitor, obs.NewAdmin(obs.AdminConfig{Title: "istiod-lite", Levels: levels, Pages: pages(m, discoveryServer, served)}))
+		return obs.Serve(ctx, monitor, obs.NewAdmin(obs.AdminConfig{Title: "istiod-lite", Levels: p.levels, Pages: pages(p.metrics, p.discovery, p.served)}))
 	})
-	g.Go("ready", func(ctx context.Context) error {
-		return obs.Serve(ctx, web, readyMux(ready))
-	})
-	log.Info("istiod-lite serves", obs.F("secure", secure.Addr().String()), obs.F("monitor", monitor.Addr().String()),
+	g.Go("ready", func(ctx context.Context) error { return obs.Serve(ctx, web, readyMux(p.ready)) })
+	p.log.Info("istiod-lite serves", obs.F("secure", secure.Addr().String()), obs.F("monitor", monitor.Addr().String()),
 		obs.F("source", cfg.SourceDir), obs.F("root", filepath.Join(cfg.CADir, ca.RootFile)))
 	return g.Wait()
+}
+
+// build makes the rooms; nothing listens or runs yet.
+func build(cfg config.Config) (*parts, error) {
+	log, levels, err := obs.NewLogger(obs.Stdout(), cfg.LogFormat, cfg.LogLevel)
+	if err != nil {
+		return nil, err
+	}
+	p := &parts{log: log, levels: levels, ready: run.NewReady(), metrics: newMetrics(), served: publish.New(), pods: newPodIndex()}
+	if p.store, err = filestore.Open(cfg.SourceDir); err != nil {
+		return nil, err
+	}
+	if p.verifier, err = authn.NewTokenVerifier(cfg.TokenJWKS, cfg.TrustDomain); err != nil {
+		return nil, err
+	}
+	if p.authority, err = ca.Open(cfg.CADir, cfg.TrustDomain, time.Now()); err != nil {
+		return nil, err
+	}
+	p.statuses = status.NewWriter(p.store, func(k manifest.Key, err error) {
+		log.Named("status").Debug("not written", obs.F("object", k.String()), obs.Err(err))
+	})
+	p.engine = newEngine(cfg, log.Named("derive"), p.store, p.served, p.statuses, p.pods)
+	p.secrets = serve.NewSecrets(p.authority, p.served, cfg.WorkloadTTL)
+	streams := log.Named("xds")
+	p.discovery = xds.NewServer(xds.ServerConfig{
+		Gatekeeper: &serve.Gate{
+			Authenticator: p.verifier, Store: p.served, Gateways: p.pods, Secrets: p.secrets,
+			OnRefuse: func(node string, err error) {
+				p.metrics.refused.WithLabelValues().Inc()
+				streams.Warn("stream refused", obs.F("node", node), obs.Err(err))
+			},
+		},
+		OnNack: func(node, url, message string) {
+			p.metrics.nacks.WithLabelValues(url).Inc()
+			streams.Warn("client refused resources", obs.F("node", node), obs.F("type", url), obs.F("reason", message))
+		},
+	})
+	p.metrics.watch(p.discovery)
+	return p, nil
+}
+
+// server is the gRPC server with discovery and the certificate authority.
+func (p *parts) server(cfg config.Config) (*grpc.Server, error) {
+	cert, err := p.authority.ServerCertificate(cfg.Names(), time.Now())
+	if err != nil {
+		return nil, err
+	}
+	rpc := newServer(cert)
+	discovery.RegisterAggregatedDiscoveryServiceServer(rpc, p.discovery)
+	capb.RegisterIstioCertificateServiceServer(rpc, ca.NewService(ca.ServiceConfig{
+		Authority: p.authority, Authenticator: p.verifier, Pods: p.pods, TrustDomain: cfg.TrustDomain, TrustedNodeAccounts: cfg.TrustedNodeAccounts,
+		OnIssue: func(caller authn.Caller, id identity.ID, err error) {
+			issued(p.log.Named("ca"), p.metrics, caller, id, err)
+		},
+	}))
+	return rpc, nil
+}
+
+// follow takes the source's batches to the engine; the first one makes the process ready.
+func (p *parts) follow(ctx context.Context, read *run.Task) error {
+	err := file.New(p.store).Run(ctx, func(b source.Batch) error {
+		err := p.engine.handle(b)
+		read.Done()
+		return err
+	})
+	if ctx.Err() != nil {
+		err = nil // told to stop
+	}
+	return err
 }
 
 func readyMux(r *run.Ready) http.Handler {
@@ -170,8 +197,8 @@ func serveRPC(ctx context.Context, rpc *grpc.Server, l net.Listener) error {
 	if !stop() {
 		<-stopped
 	}
-	if ctx.Err() != nil {
-		return nil
+	if err == nil || ctx.Err() != nil {
+		return nil //nolint:nilerr // told to stop
 	}
 	return fmt.Errorf("serve xDS and CA on %s: %w", l.Addr(), err)
 }

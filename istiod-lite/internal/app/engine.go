@@ -63,6 +63,7 @@ func (e *engine) handle(b source.Batch) error {
 	e.ambient(b.Events)
 	e.gateways()
 	e.publishWaypoints()
+	e.routeStatuses()
 	return nil
 }
 
@@ -188,6 +189,20 @@ func (e *engine) publishWaypoints() {
 		}
 	}
 	e.tell(findings)
+}
+
+// routeStatuses says of the mesh's routes whether they are accepted by their parents and find their backends.
+func (e *engine) routeStatuses() {
+	mesh := e.pipeline.Mesh()
+	o := e.rows.bindObjects(e.cfg.Revision)
+	for k, s := range waypoint.RouteStatuses(waypoint.RouteRows{
+		Mesh:     waypoint.Mesh{TrustDomain: mesh.TrustDomain, ClusterDomain: e.cfg.ClusterDomain, RootNamespace: mesh.RootNamespace},
+		Services: o.Services, ServiceEntries: o.ServiceEntries, HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes,
+	}) {
+		if err := e.status.Whole(k, s); err != nil {
+			e.log.Error("status of a route", obs.F("object", k.String()), obs.Err(err))
+		}
+	}
 }
 
 func waypointTypes() []string {

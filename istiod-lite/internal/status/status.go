@@ -91,12 +91,11 @@ func (w *Writer) pending(k manifest.Key) *pending {
 
 // Run writes until ctx ends.
 func (w *Writer) Run(ctx context.Context) error {
-	for {
+	for ctx.Err() == nil {
 		k, p := w.next()
 		if p == nil {
 			select {
 			case <-ctx.Done():
-				return nil
 			case <-w.wake:
 			}
 			continue
@@ -104,10 +103,8 @@ func (w *Writer) Run(ctx context.Context) error {
 		if err := w.store.PatchStatus(k, func(old map[string]any) map[string]any { return w.merge(old, p) }); err != nil && w.onErr != nil {
 			w.onErr(k, err)
 		}
-		if ctx.Err() != nil {
-			return nil
-		}
 	}
+	return nil
 }
 
 func (w *Writer) next() (manifest.Key, *pending) {
