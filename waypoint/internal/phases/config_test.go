@@ -2,7 +2,6 @@ package phases_test
 
 import (
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -274,4 +273,6 @@ func allow(methods []string, principal string) *rbacv3.RBACPerRoute {
 	}}}
 }
 
-func fields(line string) []string { return strings.Fields(line) }
+func headerOption(k, v string) *corev3.HeaderValueOption {
+	return &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: k, Value: v}}
+}
