@@ -229,6 +229,7 @@ func (p *proxy) end(ctx context.Context, core, intake *run.Group, plane *plane, 
 	idle := make(chan struct{})
 	core.Go("wait for connections", func(context.Context) error {
 		plane.pods.Wait()
+		plane.own.wait()
 		close(idle)
 		return nil
 	})

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/marrowmesh/marrow/api/security"
+	"github.com/marrowmesh/marrow/api/workload"
 	"github.com/marrowmesh/marrow/internal/conf"
 	"github.com/marrowmesh/marrow/internal/run"
 )
@@ -273,4 +275,39 @@ func TestNoCertificateNoTraffic(t *testing.T) {
 	w.settle("the reason in the log", func() bool { return w.logged("access", "not today") })
 	w.cp.RefuseCertificates(nil)
 	w.settle("recovery", func() bool { _, err := w.try("a", "b"); return err == nil })
+}
+
+// A captured scraper reaches the metrics of ztunnel through a tunnel to it, and
+// nothing that is on loopback.
+func TestOwnMetricsThroughTheMesh(t *testing.T) {
+	w := newWorld(t)
+	w.addPod("prometheus", true, true)
+	w.env["POD_NAME"], w.env["POD_NAMESPACE"], w.env["SERVICE_ACCOUNT"] = "ztunnel-x", "istio-system", "ztunnel"
+	node, _ := w.fab.Node("n1")
+	ip := node.Node4.Masked().Addr().Next() // the fabric's end of the uplink, in ztunnel's namespace
+	self := &workload.Workload{Name: "ztunnel-x", Namespace: "istio-system", ServiceAccount: "ztunnel", Node: "n1",
+		Addresses: [][]byte{ip.AsSlice()}, TunnelProtocol: workload.TunnelProtocol_HBONE}
+	if err := w.cp.Workload("Kubernetes//Pod/istio-system/ztunnel-x", self); err != nil {
+		t.Fatal(err)
+	}
+	w.startAgent()
+	w.startZtunnel()
+	w.awaitReady()
+	c := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: w.pod("prometheus").Netns().DialContext}}
+	res, err := c.Get("http://" + ip.String() + ":15020/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(res.Body)
+	_ = res.Body.Close()
+	if res.StatusCode != 200 || !strings.Contains(string(body), "istio_build") {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+	w.settle("it went through the mesh", func() bool {
+		return w.logged("access", `direction="inbound"`, `src.identity="spiffe://cluster.local/ns/shop/sa/prometheus"`, `dst.identity="spiffe://cluster.local/ns/istio-system/sa/ztunnel"`)
+	})
+	if res, err := c.Get("http://" + ip.String() + ":15000/config_dump"); err == nil {
+		t.Errorf("the admin port answered %d", res.StatusCode)
+		_ = res.Body.Close()
+	}
 }

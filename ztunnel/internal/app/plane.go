@@ -43,6 +43,8 @@ type plane struct {
 	pods     *pods.Manager
 	xds      *xds.Client
 	ca       *grpc.ClientConn
+	// own is the part of the data plane for ztunnel's own pod.
+	own *own
 }
 
 // compose makes all parts and starts none.
@@ -86,6 +88,7 @@ func (p *proxy) compose(ready *run.Task) (*plane, error) {
 	pl.pods = pods.New(pods.Config{
 		Open: opener(shared), Drain: p.drain, Ready: ready, Log: p.log.Named("inpod"), Metrics: pods.NewMetrics(p.metrics),
 	})
+	pl.own = newOwn(cfg, shared, p.drain, pl.log)
 	pl.xds = xds.NewClient(xds.ClientConfig{
 		Dial:    func(context.Context) (*grpc.ClientConn, error) { return dial(cfg, cfg.XDS) },
 		Node:    announcedNode(&cfg.Node, cfg.Metajson),
@@ -124,6 +127,7 @@ func (pl *plane) startCore(g *run.Group) {
 func (pl *plane) serve(ctx context.Context) error {
 	g := run.NewGroup(ctx)
 	g.Go("retry pods", pl.pods.Run)
+	g.Go("own tunnels", pl.own.serve)
 	g.Go("node agent", func(ctx context.Context) error {
 		return zds.NewClient(pl.log.Named("inpod")).Run(ctx, pl.cfg.Data.Socket, pl.pods)
 	})

@@ -46,6 +46,7 @@ type port struct {
 	handler  Handler
 }
 
+// ports lists the listeners, that of tunnels first.
 func (c *Config) ports() []port {
 	return []port{
 		{PortHBONE, "hbone", false, false, c.Handlers.HBONE},
@@ -57,13 +58,23 @@ func (c *Config) ports() []port {
 // Open binds all listeners of a pod in its namespace, or none. It fills in
 // pod.Dial. The proxy ends by pod.Drain; ns must stay open until Wait returns.
 func Open(cfg *Config, ns *netsys.Netns, pod *Pod) (*Proxy, error) {
+	return open(cfg, ns, pod, cfg.ports())
+}
+
+// OpenHBONE is Open for a pod without redirection that only takes tunnels:
+// ztunnel's own.
+func OpenHBONE(cfg *Config, ns *netsys.Netns, pod *Pod) (*Proxy, error) {
+	return open(cfg, ns, pod, cfg.ports()[:1])
+}
+
+func open(cfg *Config, ns *netsys.Netns, pod *Pod, ports []port) (*Proxy, error) {
 	host := netip.IPv6Unspecified()
 	if !cfg.IPv6 {
 		host = netip.IPv4Unspecified()
 	}
 	p := &Proxy{cfg: cfg, pod: pod, g: run.NewGroup(context.Background())}
 	pod.Dial = dialer(ns, cfg.Options)
-	for _, port := range cfg.ports() {
+	for _, port := range ports {
 		l, err := ns.Listen(netip.AddrPortFrom(host, port.number),
 			netsys.ListenOptions{Mark: cfg.Mark, ReusePort: cfg.ReusePort, Transparent: true})
 		if err != nil {
@@ -73,7 +84,7 @@ func Open(cfg *Config, ns *netsys.Netns, pod *Pod) (*Proxy, error) {
 		p.ls = append(p.ls, l)
 	}
 	// Bound first, accepting second: a failure above has accepted nothing.
-	for i, port := range cfg.ports() {
+	for i, port := range ports {
 		p.g.Go("accept "+port.name, func(ctx context.Context) error { return p.accept(ctx, p.ls[i], port) })
 	}
 	p.g.Go("drain", func(ctx context.Context) error {
