@@ -84,6 +84,7 @@ func Run(ctx context.Context, sys System) error {
 	}
 	registry := obs.NewRegistry("istio-cni", "")
 	a := &agent{cfg: cfg, log: log, levels: levels, ready: run.NewReady(), host: host, metrics: admin.NewMetrics(registry)}
+	log.Info("node agent starts", obs.F("version", obs.BuildInfo("").Version), obs.F("node", cfg.Node), obs.F("source", cfg.Source))
 	a.watched, a.opened = a.ready.Task("pods of the node"), a.ready.Task("sockets")
 	public, err := obs.Listen(ctx, cfg.ReadyAddr)
 	if err != nil {

@@ -100,6 +100,7 @@ type entry struct {
 	ns      Namespace
 	stage   stage
 	note    string // the annotation's value, as far as we know
+	old     bool   // here before us: what is in force in it is not known
 	last    error
 	gen     int           // counts changes
 	working bool          // a worker runs
@@ -183,7 +184,7 @@ func (m *Manager) take(b Batch, first bool) error {
 		case p == nil:
 			e.gone = true
 		case e == nil:
-			m.pods[uid] = &entry{pod: *p, note: p.Annotations[AnnotationRedirection], poke: make(chan struct{}, 1)}
+			m.pods[uid] = &entry{pod: *p, note: p.Annotations[AnnotationRedirection], old: first, poke: make(chan struct{}, 1)}
 		default:
 			known := e.pod.IPs
 			e.pod, e.gone = *p, false
@@ -270,6 +271,7 @@ func (m *Manager) work(ctx context.Context, uid string, e *entry) {
 		wanted, why = m.judge(e)
 		v := view{uid: uid, pod: e.pod, gone: e.gone, path: cmpOr(e.given, e.pod.Netns), note: e.note, why: why}
 		before := e.stage
+		v.old, e.old = e.old, false
 		m.mu.Unlock()
 		var err error
 		if wanted {

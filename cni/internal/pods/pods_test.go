@@ -160,6 +160,7 @@ func want(t *testing.T, got string, lines ...string) {
 
 func TestEnrolmentOrder(t *testing.T) {
 	run1(t, func(t *testing.T, w *world) {
+		w.batches <- Batch{}
 		w.batches <- Batch{Pods: map[string]*Pod{"a": podA("")}, Namespaces: labelled("")}
 		want(t, w.seen(), "probes []")
 		w.batches <- Batch{Namespaces: labelled("ambient")}
@@ -240,6 +241,18 @@ func TestUnwantedAfterRestart(t *testing.T) {
 	run1(t, func(t *testing.T, w *world) {
 		w.batches <- Batch{Pods: map[string]*Pod{"a": podA("enabled")}, Namespaces: labelled("")}
 		want(t, w.seen(), "probes []", "rules out /ns/a", "proxy del a", `annotate a ""`)
+	})
+}
+
+// TestLeftoversOfAKilledAgent: rules without an annotation, in a pod whose
+// label went meanwhile, are taken out at the start; pods that come later have
+// none.
+func TestLeftoversOfAKilledAgent(t *testing.T) {
+	run1(t, func(t *testing.T, w *world) {
+		w.batches <- Batch{Pods: map[string]*Pod{"a": podA("")}, Namespaces: labelled("")}
+		want(t, w.seen(), "probes []", "rules out /ns/a")
+		w.batches <- Batch{Pods: map[string]*Pod{"a": podA(""), "b": podB()}}
+		want(t, w.seen(), "")
 	})
 }
 

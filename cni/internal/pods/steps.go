@@ -19,6 +19,7 @@ type view struct {
 	path string
 	note string
 	why  string
+	old  bool
 }
 
 func (v view) info() zds.Info {
@@ -134,6 +135,7 @@ func (m *Manager) handOver(ctx context.Context, e *entry, v view) error {
 // remove goes from wherever the pod is to outside.
 func (m *Manager) remove(ctx context.Context, e *entry, v view) error {
 	if e.stage == outside && v.note == "" {
+		m.clean(e, v)
 		return nil
 	}
 	if err := m.probesFor(v.uid, nil); err != nil {
@@ -164,6 +166,18 @@ func (m *Manager) remove(ctx context.Context, e *entry, v view) error {
 		return nil
 	}
 	return m.annotate(ctx, e, v, "")
+}
+
+// clean takes out what an agent that was killed half-way through an
+// enrolment may have left in a pod that is not wanted any more. There is no
+// trace of such a pod but the rules themselves.
+func (m *Manager) clean(e *entry, v view) {
+	if !v.old || v.gone || v.pod.Ended || v.pod.HostNetwork || v.path == "" || len(v.pod.IPs) == 0 {
+		return
+	}
+	if err := m.unredirect(e, v); err != nil {
+		m.cfg.Log.Debug("a pod could not be looked into for old rules", obs.F("pod", v.pod.String()), obs.Err(err))
+	}
 }
 
 // unredirect takes the rules out of a living pod.
