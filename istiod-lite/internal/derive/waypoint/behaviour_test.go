@@ -197,6 +197,7 @@ func application(_ context.Context, in *hbone.Incoming) {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("x-authority", in.Authority())
 		w.Header().Set("x-host", r.Host)
+		w.Header().Set("x-proto", r.Proto)
 		w.Header().Set("x-path", r.URL.RequestURI())
 		w.Header().Set("x-seen", r.Header.Get("x-add"))
 		if status, err := strconv.Atoi(r.Header.Get("x-answer")); err == nil {
@@ -206,7 +207,10 @@ func application(_ context.Context, in *hbone.Incoming) {
 			time.Sleep(d)
 		}
 	})
-	server := &http.Server{Handler: handler, ConnState: func(_ net.Conn, s http.ConnState) {
+	var both http.Protocols
+	both.SetHTTP1(true)
+	both.SetUnencryptedHTTP2(true)
+	server := &http.Server{Handler: handler, Protocols: &both, ConnState: func(_ net.Conn, s http.ConnState) {
 		if s == http.StateClosed {
 			close(done)
 		}
@@ -267,11 +271,17 @@ type reply struct {
 	took   time.Duration
 }
 
-// ask sends one request through a tunnel of its own. what is "METHOD URL-path [header=value]...".
+// ask sends one request through a tunnel of its own. what is
+// "[h2] METHOD URL-path [header=value]...".
 func (b *bench) ask(id identity.ID, authority, what string) (reply, error) {
 	transport := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
 		return b.tunnel(id, authority)
 	}, DisableKeepAlives: true}
+	if strings.HasPrefix(what, "h2 ") { // HTTP/2 in clear text
+		transport.Protocols = &http.Protocols{}
+		transport.Protocols.SetUnencryptedHTTP2(true)
+		what = strings.TrimPrefix(what, "h2 ")
+	}
 	words := strings.Fields(what)
 	req, err := http.NewRequest(words[0], "http://web.shop"+words[1], nil)
 	if err != nil {

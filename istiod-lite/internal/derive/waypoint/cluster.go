@@ -94,7 +94,9 @@ func hopCluster(name, listener string) *clusterv3.Cluster {
 
 func (d *derivation) serviceCluster(name string, want clusterWant) *clusterv3.Cluster {
 	s := want.service
-	policy := d.rules.forService(s).policy(want.port.Number, want.subset)
+	rules := d.rules.forService(s)
+	policy := rules.policy(want.port.Number, want.subset)
+	d.unsupported(rules, policy)
 	c := &clusterv3.Cluster{
 		Name:                 name,
 		AltStatName:          name + ";",
@@ -114,6 +116,26 @@ func (d *derivation) serviceCluster(name string, want clusterWant) *clusterv3.Cl
 	c.OutlierDetection = outlierDetection(c, policy.GetOutlierDetection())
 	c.TransportSocket = internalUpstream(rawBuffer())
 	return c
+}
+
+// unsupported reports what a DestinationRule asks for in vain.
+func (d *derivation) unsupported(rules *destination, policy *networkingapi.TrafficPolicy) {
+	if rules == nil {
+		return
+	}
+	report := func(message string) {
+		d.report("DestinationRule", rules.owner.Namespace, rules.owner.Name, reasonUnsupported, message)
+	}
+	if originatesTLS(policy) {
+		report("tls.mode " + policy.GetTls().GetMode().String() + " is not supported at a waypoint; its requests get 503, " +
+			"so that nothing goes in plaintext unasked")
+	}
+	if policy.GetLoadBalancer().GetSimple() == networkingapi.LoadBalancerSettings_PASSTHROUGH {
+		report("loadBalancer.simple PASSTHROUGH is not supported at a waypoint; requests are balanced")
+	}
+	if policy.GetLoadBalancer().GetLocalityLbSetting() != nil {
+		report("loadBalancer.localityLbSetting is not supported yet; endpoints of all localities are used alike")
+	}
 }
 
 // originatesTLS says that a DestinationRule asks the waypoint to speak TLS to the endpoints. That is not done, and

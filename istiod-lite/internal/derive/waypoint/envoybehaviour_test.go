@@ -13,15 +13,34 @@ service web.shop 10.96.0.1 80/http,9090/tcp,81/auto
 service web-v1.shop 10.96.0.2 80/http
 service web-v2.shop 10.96.0.3 80/http
 service plain.shop 10.96.0.4 80/http
+service rpc.shop 10.96.0.5 80/http2,81/auto
 endpoint web.shop 127.0.0.2 version=v1
 endpoint web.shop 127.0.0.3 version=v2
 endpoint web-v1.shop 127.0.0.2
 endpoint web-v2.shop 127.0.0.3
 endpoint plain.shop 127.0.0.2
+endpoint rpc.shop 127.0.0.2
 workload web.shop 127.0.0.2
 `
 
 const behaviourObjects = `
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: rpc, namespace: shop}
+spec:
+  parentRefs: [{group: "", kind: Service, name: rpc, port: 80}]
+  rules:
+  - matches: [{method: {service: shop.Cart}}]
+    backendRefs: [{name: rpc, port: 80}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-drop, namespace: shop}
+spec:
+  action: DENY
+  targetRefs: [{group: "", kind: Service, name: rpc}]
+  rules: [{to: [{operation: {paths: [/shop.Cart/Drop], methods: [POST]}}]}]
+---
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {name: canary, namespace: shop}
@@ -119,6 +138,10 @@ func TestEnvoyBehaves(t *testing.T) {
 		{"missing destination", plain, "GET /lost", true, 503, ""},
 		{"no route", plain, "GET /none", true, 404, ""},
 		{"undeclared port", "10.96.0.1:81", "GET /a", false, 200, ""},
+		{"HTTP/2", "10.96.0.5:80", "h2 POST /shop.Cart/Get", true, 200, "x-proto=HTTP/2.0"},
+		{"HTTP/2 method policy", "10.96.0.5:80", "h2 POST /shop.Cart/Drop", true, 403, ""},
+		{"HTTP/2 on an undeclared port", "10.96.0.5:81", "h2 POST /a", true, 200, "x-proto=HTTP/2.0"},
+		{"HTTP/1 on an undeclared port", "10.96.0.5:81", "POST /a", true, 200, "x-proto=HTTP/1.1"},
 		{"by pod address", "127.0.0.2:8123", "GET /a", true, 200, "x-authority=127.0.0.2:8123"},
 		{"gateway policy by pod address", "127.0.0.2:8123", "GET /secret", true, 403, ""},
 	}

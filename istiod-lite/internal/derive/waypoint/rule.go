@@ -7,6 +7,9 @@ import (
 
 	networkingapi "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/kube"
 )
 
 // ruleIndex finds the DestinationRule of a service as a waypoint sees it: the waypoint's namespace, then the service's,
@@ -24,6 +27,7 @@ type hostRule struct {
 
 // destination is the merge of the rules that apply to one service; nil is a service without rules.
 type destination struct {
+	owner   types.NamespacedName // the rule whose traffic policy counts
 	traffic *networkingapi.TrafficPolicy
 	subsets map[string]*networkingapi.Subset
 }
@@ -66,12 +70,15 @@ func (x *ruleIndex) forService(s *Service) *destination {
 // merge joins the rules for one host of one namespace: the oldest traffic policy, the union of the subsets.
 func (x *ruleIndex) merge(namespace, host string, own bool) *destination {
 	d := &destination{subsets: map[string]*networkingapi.Subset{}}
-	for i, r := range x.rules[namespace] {
+	for _, r := range x.rules[namespace] {
 		if r.host != host || !own && !exported(r.rule.Spec.GetExportTo(), namespace, x.namespace) {
 			continue
 		}
+		if d.owner.Name == "" {
+			d.owner = kube.NameOf(r.rule)
+		}
 		if d.traffic == nil && r.rule.Spec.GetTrafficPolicy() != nil {
-			d.traffic = x.rules[namespace][i].rule.Spec.GetTrafficPolicy()
+			d.traffic, d.owner = r.rule.Spec.GetTrafficPolicy(), kube.NameOf(r.rule)
 		}
 		for _, s := range r.rule.Spec.GetSubsets() {
 			if _, taken := d.subsets[s.GetName()]; !taken {
