@@ -135,11 +135,10 @@ func appendValue(b []byte, f *Field, asJSON bool) []byte {
 		return text(fmt.Sprint(f.Interface))
 	}
 	switch v := f.Interface.(type) {
-	case netip.AddrPort, netip.Addr:
-		if asJSON {
-			return text(fmt.Sprint(v))
-		}
-		return fmt.Append(b, v)
+	case netip.AddrPort:
+		return quoteIf(asJSON, b, v.AppendTo)
+	case netip.Addr:
+		return quoteIf(asJSON, b, v.AppendTo)
 	case nil:
 		return text("")
 	}
@@ -153,6 +152,15 @@ func appendValue(b []byte, f *Field, asJSON bool) []byte {
 		}
 	}
 	return text(fmt.Sprint(v))
+}
+
+// quoteIf writes an address, which needs no escapes; a zone is the one part that
+// is not ours.
+func quoteIf(quote bool, b []byte, appendTo func([]byte) []byte) []byte {
+	if !quote {
+		return appendTo(b)
+	}
+	return appendJSONString(b, string(appendTo(nil)))
 }
 
 func appendFloat(b []byte, v float64) []byte {

@@ -82,6 +82,12 @@ func parseFilter(s string) ([]rule, error) {
 	return rules, errors.Join(errs...)
 }
 
+// CheckFilter tells whether NewLogger and Levels.Set would take a filter.
+func CheckFilter(s string) error {
+	_, err := parseFilter(s)
+	return err
+}
+
 // gate is the current level of one scope; loggers read it without a lock.
 type gate struct {
 	scope string

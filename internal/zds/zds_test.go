@@ -458,11 +458,22 @@ func TestCallerSeesLostConnection(t *testing.T) {
 	b := newBench(t)
 	end := b.serve()
 	c := b.rawProxy()
-	settle(t, "known", func() bool { return b.s.Peers() == 1 })
+	buf := make([]byte, packetLimit)
+	read := func() {
+		t.Helper()
+		if _, fds, err := readPacket(c, buf); err != nil {
+			t.Fatal(err)
+		} else {
+			closeAll(fds)
+		}
+	}
+	read() // snapshot_sent
+	if err := writePacket(c, must(encodeAck(nil)), -1); err != nil {
+		t.Fatal(err)
+	}
 	got := make(chan error)
 	go func() { got <- b.s.Add(t.Context(), "u", web, b.null) }()
-	buf := make([]byte, packetLimit)
-	_, _, _ = readPacket(c, buf)
+	read() // the add
 	c.Close()
 	if err := <-got; !errors.Is(err, ErrLost) {
 		t.Error(err)

@@ -25,6 +25,7 @@ var errQuit = fmt.Errorf("%w over /quitquitquit", run.ErrStopped)
 // proxy is a ztunnel in the making and then at work.
 type proxy struct {
 	cfg     *config.Config
+	root    *obs.Logger // of which the rooms' loggers are named
 	log     *obs.Logger
 	levels  *obs.Levels
 	metrics *prometheus.Registry
@@ -41,10 +42,10 @@ func Run(ctx context.Context, sys System) error {
 	}
 	log, levels, err := obs.NewLogger(sys.Log, cfg.Log.Format, cfg.Log.Filter)
 	if err != nil {
-		return &configError{err}
+		return err // config has checked both
 	}
 	p := &proxy{
-		cfg: cfg, log: log, levels: levels, ready: run.NewReady(), drain: run.NewDrain(),
+		cfg: cfg, root: log, log: log.Named("app"), levels: levels, ready: run.NewReady(), drain: run.NewDrain(),
 		metrics: obs.NewRegistry("ztunnel", cfg.Node.IstioVersion),
 	}
 	p.announce()
@@ -57,12 +58,6 @@ func Run(ctx context.Context, sys System) error {
 	return p.run(ctx)
 }
 
-// configError makes a bad log filter end like any other bad setting.
-type configError struct{ error }
-
-func (e *configError) Unwrap() error { return e.error }
-func (e *configError) ExitCode() int { return run.ExitConfig }
-
 func (p *proxy) announce() {
 	build := obs.BuildInfo(p.cfg.Node.IstioVersion)
 	p.log.Info("ztunnel starts", obs.F("version", build.Version), obs.F("revision", build.GitRevision), obs.F("go", build.RustVersion),
@@ -73,7 +68,7 @@ func (p *proxy) announce() {
 	if p.cfg.Auth.TokenPath == "" && p.cfg.Auth.Token == "" {
 		p.log.Warn("no token: the control plane will see this node as unauthenticated")
 	}
-	log := p.log.Named("readiness")
+	log := p.root.Named("readiness")
 	p.ready.OnChange(func(c run.Change) {
 		switch {
 		case !c.Done:

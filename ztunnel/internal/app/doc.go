@@ -10,7 +10,7 @@
 //     listens (TestConfigRefused);
 //   - readiness answers first, pods are asked for only when the control plane
 //     has told everything (TestStartOrder);
-//   - the end is polite until the deadline, then total (TestShutdown).
+//   - the end is polite until the deadline, then total (TestDrainLosesNothing).
 //
 // Neighbours: everything of ztunnel; main.go calls it.
 package app

@@ -50,32 +50,32 @@ type plane struct {
 // compose makes all parts and starts none.
 func (p *proxy) compose(ready *run.Task) (*plane, error) {
 	cfg := p.cfg
-	pl := &plane{cfg: cfg, log: p.log, views: view.New(p.log.Named("state"))}
+	pl := &plane{cfg: cfg, log: p.root, views: view.New(p.root.Named("state"))}
 	var err error
 	if pl.ca, err = dial(cfg, cfg.CA); err != nil {
 		return nil, err
 	}
 	authority := caclient.New(pl.ca)
 	pl.certs = certs.New(certs.Config{
-		Log: p.log.Named("identity"), Random: rand.Float64,
+		Log: p.root.Named("identity"), Random: rand.Float64,
 		Fetch: func(ctx context.Context, id identity.ID) (*mtls.Certificate, error) {
 			return authority.Fetch(ctx, id, true, cfg.SecretTTL)
 		},
 	})
-	pl.conns = conns.NewTable(pl.views, p.log.Named("rbac"), cfg.Policy.InfoLogging)
+	pl.conns = conns.NewTable(pl.views, p.root.Named("rbac"), cfg.Policy.InfoLogging)
 	counters, err := flow.NewMetrics(p.metrics)
 	if err != nil {
 		return nil, err
 	}
-	record := flow.NewRecorder(counters, p.log)
+	record := flow.NewRecorder(counters, p.root)
 	transport := hbone.Config{StreamWindow: cfg.HBONE.StreamWindow, ConnWindow: cfg.HBONE.ConnWindow, FrameSize: cfg.HBONE.FrameSize}
 	pl.outbound = outbound.New(outbound.Config{
-		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.log.Named("outbound"),
+		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.root.Named("outbound"),
 		Certs: pl.certs.Source, Lookup: lookup, HBONE: transport, MaxStreams: cfg.HBONE.MaxStreams, IdleRelease: cfg.HBONE.UnusedRelease,
 		IgnoreBaggage: !cfg.HBONE.Baggage,
 	})
 	in := inbound.New(inbound.Config{
-		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.log.Named("inbound"),
+		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.root.Named("inbound"),
 		Certs: pl.certs.Source, HBONE: transport, NaturalSource: !*cfg.Data.KeepSource, TunnelToPodIP: !cfg.HBONE.LoopbackApp,
 		NoBaggage: !cfg.HBONE.Baggage,
 	})
@@ -83,17 +83,17 @@ func (p *proxy) compose(ready *run.Task) (*plane, error) {
 		Options: capture.Options{Mark: cfg.Data.Mark, ReusePort: cfg.Data.ReusePort, IPv6: cfg.Data.IPv6,
 			KeepSource: *cfg.Data.KeepSource, KeepAlive: cfg.Data.KeepAlive},
 		Handlers: capture.Handlers{Outbound: pl.outbound.Handle, Plain: in.HandlePlain, HBONE: in.HandleHBONE},
-		Log:      p.log.Named("capture"),
+		Log:      p.root.Named("capture"),
 	}
 	pl.pods = pods.New(pods.Config{
-		Open: opener(shared), Drain: p.drain, Ready: ready, Log: p.log.Named("inpod"), Metrics: pods.NewMetrics(p.metrics),
+		Open: opener(shared), Drain: p.drain, Ready: ready, Log: p.root.Named("inpod"), Metrics: pods.NewMetrics(p.metrics),
 	})
 	pl.own = newOwn(cfg, shared, p.drain, pl.log)
 	pl.xds = xds.NewClient(xds.ClientConfig{
 		Dial:    func(context.Context) (*grpc.ClientConn, error) { return dial(cfg, cfg.XDS) },
 		Node:    announcedNode(&cfg.Node, cfg.Metajson),
 		Types:   pl.views.Types(),
-		OnEvent: watchXDS(p.metrics, p.log.Named("xds")),
+		OnEvent: watchXDS(p.metrics, p.root.Named("xds")),
 	})
 	return pl, nil
 }

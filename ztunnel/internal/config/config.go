@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/marrowmesh/marrow/internal/conf"
+	"github.com/marrowmesh/marrow/internal/obs"
 )
 
 // Config is everything that can be set. Times are durations; a zero means what
@@ -131,6 +132,9 @@ func Load(r *conf.Reader, files Files) (*Config, error) {
 	}
 	c.Log.Format = r.Enum("LOG_FORMAT", "plain", []string{"plain", "json"}, "form of log lines")
 	c.Log.Filter = r.String("RUST_LOG", "info", "level or scope=level, comma-separated")
+	if err := obs.CheckFilter(c.Log.Filter); err != nil {
+		r.Fail("RUST_LOG", c.Log.Filter, err.Error())
+	}
 	v, _ := r.Optional("AUTHZ_POLICY_INFO_LOGGING", "true: name the deciding policy of refusals at level info")
 	c.Policy.InfoLogging = v == "true"
 	l.refuse()

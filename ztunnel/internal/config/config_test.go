@@ -51,19 +51,19 @@ func TestRefusals(t *testing.T) {
 	_, err := load(map[string]string{
 		"NODE_NAME": "", "PROXY_MODE": "dedicated", "CRL_PATH": "/x", "XDS_ON_DEMAND": "true", "ENABLE_PROXY": "false", "LOG_FORMAT": "xml",
 		"PACKET_MARK": "1", "HTTP2_FRAME_SIZE": "1", "HTTP2_STREAM_WINDOW_SIZE": "3000000000", "KEEPALIVE_RETRIES": "0", "IPV6_ENABLED": "yes",
-		"MARROW_ANYTHING": "1", "XDS_ADDRESS": "", "ZTUNNEL_WORKER_THREADS": "0%", "PROXY_CONFIG": "statsPort: 70000", "ENABLE_ORIG_SRC": "maybe",
+		"MARROW_ANYTHING": "1", "XDS_ADDRESS": "", "ZTUNNEL_WORKER_THREADS": "0%", "PROXY_CONFIG": "statsPort: 70000", "ENABLE_ORIG_SRC": "maybe", "RUST_LOG": "loud",
 	}, map[string]string{meshFile: "{"})
 	var ce *conf.Error
 	if !errors.As(err, &ce) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"NODE_NAME", "PROXY_MODE", "CRL_PATH", "XDS_ON_DEMAND", "ENABLE_PROXY", "LOG_FORMAT", "PACKET_MARK", "HTTP2_FRAME_SIZE",
-		"HTTP2_STREAM_WINDOW_SIZE", "KEEPALIVE_RETRIES", "IPV6_ENABLED", "MARROW_ANYTHING", "XDS_ADDRESS", "ZTUNNEL_WORKER_THREADS", "PROXY_CONFIG", "ENABLE_ORIG_SRC", meshFile} {
+		"HTTP2_STREAM_WINDOW_SIZE", "KEEPALIVE_RETRIES", "IPV6_ENABLED", "MARROW_ANYTHING", "XDS_ADDRESS", "ZTUNNEL_WORKER_THREADS", "PROXY_CONFIG", "ENABLE_ORIG_SRC", "RUST_LOG", meshFile} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no word about %s in: %v", want, err)
 		}
 	}
-	if len(ce.Problems) != 17 {
+	if len(ce.Problems) != 18 {
 		t.Errorf("%d problems: %v", len(ce.Problems), err)
 	}
 }
