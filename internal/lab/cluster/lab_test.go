@@ -284,38 +284,61 @@ func testDelete(t *testing.T, l *lab.Lab) {
 
 // traces are the marks of a lab on the machine.
 type traces struct {
-	pids   []string
-	netns  []string
-	links  []string
-	mounts string
+	// Processes by id and start time. Numbers of processes and of namespaces
+	// are used again, by other labs of this machine too, so neither says
+	// anything without the start time.
+	processes map[string]string
+	links     []string
+	mounts    string
 }
 
-// tracesOf collects the processes below pid and their network namespaces.
+// stat reads a process's parent and start time.
+func stat(pid string) (parent, start string, ok bool) {
+	raw, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		return "", "", false
+	}
+	_, rest, _ := strings.Cut(string(raw), ") ")
+	fields := strings.Fields(rest)
+	return fields[1], fields[19], true
+}
+
+// tracesOf collects the processes below pid, and those that share a network
+// namespace with one of them.
 func tracesOf(t *testing.T, pid int) traces {
 	t.Helper()
-	children := map[string][]string{}
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	paths, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range stats {
-		raw, err := os.ReadFile(path)
-		if err != nil {
+	children, starts, netns := map[string][]string{}, map[string]string{}, map[string][]string{}
+	for _, path := range paths {
+		child := filepath.Base(path)
+		parent, start, ok := stat(child)
+		if !ok {
 			continue // it has ended meanwhile
 		}
-		_, rest, _ := strings.Cut(string(raw), ") ")
-		fields := strings.Fields(rest)
-		child := strings.Split(path, "/")[2]
-		children[fields[1]] = append(children[fields[1]], child)
+		children[parent] = append(children[parent], child)
+		starts[child] = start
+		if link, err := os.Readlink(path + "/ns/net"); err == nil {
+			netns[link] = append(netns[link], child)
+		}
+	}
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
 	}
 	tr := host(t)
+	tr.processes = map[string]string{}
 	queue := []string{fmt.Sprint(pid)}
 	for len(queue) > 0 {
 		p := queue[0]
 		queue = append(queue[1:], children[p]...)
-		tr.pids = append(tr.pids, p)
-		if link, err := os.Readlink("/proc/" + p + "/ns/net"); err == nil {
-			tr.netns = append(tr.netns, link)
+		tr.processes[p] = starts[p]
+		if link, err := os.Readlink("/proc/" + p + "/ns/net"); err == nil && link != own {
+			for _, other := range netns[link] {
+				tr.processes[other] = starts[other]
+			}
 		}
 	}
 	return tr
@@ -346,8 +369,8 @@ func TestLabLeavesNothing(t *testing.T) {
 			l := up(t, lab.Options{Name: "t2", Detach: how == "kill -9 detached", User: how == "kill -9 detached"})
 			apply(t, l, shop)
 			during := tracesOf(t, l.PID)
-			if len(during.pids) < 5 {
-				t.Fatalf("only %d processes of the lab were found", len(during.pids))
+			if len(during.processes) < 5 {
+				t.Fatalf("only %d processes of the lab were found", len(during.processes))
 			}
 			if how != "down" {
 				if err := syscall.Kill(l.PID, syscall.SIGKILL); err != nil {
@@ -368,31 +391,23 @@ func TestLabLeavesNothing(t *testing.T) {
 			if !slices.Equal(before.links, after.links) || strings.Contains(after.mounts, l.State.Dir) {
 				t.Errorf("links before %v, after %v; mounts:\n%s", before.links, after.links, after.mounts)
 			}
-			gone(t, during, l.PID)
+			gone(t, during)
 		})
 	}
 }
 
-// gone checks that no process of the lab lives and that nobody holds one of its
-// network namespaces.
-func gone(t *testing.T, during traces, zombie int) {
+// gone checks that no process of the lab lives, and so that nobody holds one of
+// its namespaces.
+func gone(t *testing.T, during traces) {
 	t.Helper()
-	own, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	links, err := filepath.Glob("/proc/[0-9]*/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, path := range links {
-		link, err := os.Readlink(path)
-		pid := strings.Split(path, "/")[2]
-		if err != nil || pid == fmt.Sprint(zombie) {
-			continue // ended, or ended and waiting to be reaped by this test
+	for pid, start := range during.processes {
+		_, now, ok := stat(pid)
+		if !ok || now != start {
+			continue
 		}
-		if slices.Contains(during.netns, link) && link != own {
-			t.Errorf("process %s still holds the lab's namespace %s", pid, link)
+		// A process that waits for its parent to look has no namespace left.
+		if link, err := os.Readlink("/proc/" + pid + "/ns/net"); err == nil {
+			t.Errorf("process %s of the lab lives in %s", pid, link)
 		}
 	}
 }
