@@ -2,10 +2,15 @@ package certs
 
 import (
 	"context"
+	"time"
 
 	"github.com/marrowmesh/marrow/internal/identity"
 	"github.com/marrowmesh/marrow/internal/mesh"
 )
+
+// followGap bounds how often the whole mesh is looked through while it changes in
+// a burst; connections do not wait for it.
+const followGap = 20 * time.Millisecond
 
 // Mesh is the view that Follow watches.
 type Mesh interface {
@@ -39,6 +44,11 @@ func (m *Manager) Follow(ctx context.Context, view Mesh, node string) error {
 		known = now
 		select {
 		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+		select {
+		case <-time.After(followGap):
 		case <-ctx.Done():
 			return nil
 		}
