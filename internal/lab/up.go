@@ -32,6 +32,9 @@ type Spec struct {
 	Env      []string `json:"env,omitempty"`
 	Zones    []string `json:"zones,omitempty"`
 	BinDir   string   `json:"bin_dir"`
+	// Limit of each step of the components' start, shorter than the caller's
+	// patience, so that the lab's own account of what is wrong comes first.
+	Limit time.Duration `json:"limit"`
 }
 
 // Lab is a lab that this process started.
@@ -91,6 +94,7 @@ func prepare(state State) error {
 func (l *Lab) start(ctx context.Context, o Options) error {
 	spec, err := json.Marshal(Spec{
 		Name: o.Name, Dir: l.State.Dir, Nodes: o.Nodes, Commands: o.Commands, NoMesh: o.NoMesh, NoIPv6: o.NoIPv6, Env: o.Env, Zones: o.Zones, BinDir: o.BinDir,
+		Limit: min(time.Minute, o.Timeout*2/3),
 	})
 	if err != nil {
 		return fmt.Errorf("encode the lab's description: %w", err)

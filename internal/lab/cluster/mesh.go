@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -67,9 +66,6 @@ func (c *cluster) bootMesh(ctx context.Context) error {
 	return c.startAll(ctx, pods...)
 }
 
-// componentLimit bounds the start of one step of components.
-const componentLimit = 60 * time.Second
-
 func (c *cluster) startAll(ctx context.Context, pods ...*corev1.Pod) error {
 	var keys []manifest.Key
 	for _, p := range pods {
@@ -79,7 +75,7 @@ func (c *cluster) startAll(ctx context.Context, pods ...*corev1.Pod) error {
 		}
 		keys = append(keys, manifest.KeyOf(p))
 	}
-	ctx, cancel := context.WithTimeout(ctx, componentLimit)
+	ctx, cancel := context.WithTimeout(ctx, c.spec.Limit)
 	defer cancel()
 	pending := c.waitFor(ctx, func() []string {
 		var out []string
@@ -92,7 +88,7 @@ func (c *cluster) startAll(ctx context.Context, pods ...*corev1.Pod) error {
 		return out
 	})
 	if len(pending) > 0 {
-		return fmt.Errorf("components are not ready after %v: %s", componentLimit, strings.Join(pending, "; "))
+		return fmt.Errorf("components are not ready after %v: %s", c.spec.Limit, strings.Join(pending, "; "))
 	}
 	return nil
 }
