@@ -251,7 +251,7 @@ func TestPoliciesKeepTheirMeaning(t *testing.T) {
 		allow, _ := set.rules(allowKind, true)
 		for range 20 {
 			r := request{
-				principal: rapid.SampledFrom([]string{"cluster.local/ns/a/sa/x", "cluster.local/ns/a/sa/y", "cluster.local/ns/bb/sa/y", "td/ns/b/sa/x"}).Draw(t, "principal"),
+				principal: rapid.SampledFrom([]string{"cluster.local/ns/a/sa/x", "cluster.local/ns/a/sa/y", "cluster.local/ns/bb/sa/y", "td/ns/b/sa/x", "cluster.local/ns/ab/sa/x", "td/ns/a/sa/xx"}).Draw(t, "principal"),
 				src:       netip.MustParseAddr(rapid.SampledFrom([]string{"10.0.0.1", "10.1.2.3", "192.0.2.1"}).Draw(t, "src")),
 				host:      rapid.SampledFrom([]string{"web", "web.shop", "WEB.shop", "other"}).Draw(t, "host"),
 				method:    rapid.SampledFrom([]string{"GET", "POST", "PUT"}).Draw(t, "method"),
