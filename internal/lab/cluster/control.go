@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -169,19 +170,28 @@ func (c *cluster) postDelete(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, changes)
 }
 
-// remains lists what is left of deleted objects and their pods.
+// remains lists what is left of deleted objects, and of the pods whose
+// Deployment went with them, as a waypoint's does with its Gateway.
 func (c *cluster) remains(before snapshot, refs []lab.Ref) []string {
 	var out []string
 	for _, ref := range refs {
 		if _, ok := c.world.get(ref.Key()); ok {
 			out = append(out, ref.String())
 		}
-		for _, p := range before.pods {
-			owner, owned := plan.OwnerDeployment(p)
-			of := owned && ref.Kind == "Deployment" && ref.Name == owner && ref.Namespace == p.Namespace
-			if o, ok := c.world.get(manifest.KeyOf(p)); of && ok && o.GetUID() == p.UID {
-				out = append(out, p.Namespace+"/"+p.Name)
-			}
+	}
+	now := c.world.snapshot()
+	had := plan.Orphans(before.deployments, before.pods)
+	for _, p := range before.pods {
+		_, owned := plan.OwnerDeployment(p)
+		if !owned || slices.Contains(had, p) {
+			continue
+		}
+		o, ok := c.world.get(manifest.KeyOf(p))
+		if !ok || o.GetUID() != p.UID {
+			continue
+		}
+		if !slices.ContainsFunc(now.deployments, func(d *appsv1.Deployment) bool { return plan.Owns(d, p) }) {
+			out = append(out, p.Namespace+"/"+p.Name)
 		}
 	}
 	return out

@@ -11,6 +11,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/marrowmesh/marrow/internal/filestore"
@@ -198,10 +199,26 @@ func (w *world) remove(k manifest.Key) error {
 		return err
 	}
 	w.mu.Lock()
-	w.forget(k)
+	w.forgetAll(k)
 	w.mu.Unlock()
 	w.wake()
 	return nil
+}
+
+// forgetAll forgets an object and what the store deletes with it: objects that
+// it owns, directly or not. Callers hold mu.
+func (w *world) forgetAll(k manifest.Key) {
+	o, ok := w.objects[k]
+	if !ok {
+		return
+	}
+	w.forget(k)
+	for child, c := range w.objects {
+		owned := func(r metav1.OwnerReference) bool { return r.UID == o.GetUID() }
+		if o.GetUID() != "" && slices.ContainsFunc(c.GetOwnerReferences(), owned) {
+			w.forgetAll(child)
+		}
+	}
 }
 
 // Namespace finds a namespace for the kubelet.

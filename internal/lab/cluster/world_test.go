@@ -76,6 +76,26 @@ func TestWorldIgnoresOldEvents(t *testing.T) {
 	}
 }
 
+func TestRemoveForgetsWhatItOwns(t *testing.T) {
+	w := testWorld(t)
+	owner := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "owner", Namespace: "shop"}}
+	if err := w.put(owner); err != nil {
+		t.Fatal(err)
+	}
+	child := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "child", Namespace: "shop", OwnerReferences: []metav1.OwnerReference{{
+		APIVersion: "v1", Kind: "ServiceAccount", Name: "owner", UID: owner.UID,
+	}}}}
+	if err := w.put(child); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.remove(manifest.KeyOf(owner)); err != nil {
+		t.Fatal(err)
+	}
+	if left := len(w.list()); left != 1 {
+		t.Errorf("%d objects are left, want the namespace alone", left)
+	}
+}
+
 func TestApplyRefusesWhole(t *testing.T) {
 	w := testWorld(t)
 	a := newApplier(w)
