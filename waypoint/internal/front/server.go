@@ -223,7 +223,6 @@ func (s *Server) detected(ctx context.Context, t *table.Table, at table.Conn, se
 	case chain == nil:
 		refuse(http.StatusNotFound, errors.New("no chain serves this protocol (NR)"))
 	case chain.HTTP != nil:
-		session.Protocol = protocol
 		s.serveHTTP(ctx, c, session)
 	default:
 		s.open.Add(1)

@@ -11,6 +11,7 @@ import (
 type clientBody struct {
 	io.ReadCloser
 	total  *atomic.Int64
+	calls  *messages // of a gRPC call; nil = it is none
 	failed atomic.Bool
 	once   sync.Once
 	whole  func() // nil = nobody wants to know
@@ -19,6 +20,9 @@ type clientBody struct {
 func (b *clientBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.total.Add(int64(n))
+	if b.calls != nil {
+		b.calls.see(p[:n])
+	}
 	switch {
 	case err == nil:
 	case errors.Is(err, io.EOF):

@@ -424,6 +424,9 @@ func (w *forwarding) copyBody(a *attempt) error {
 				return &failure{flag: "DC", detail: "downstream_remote_disconnect", err: werr}
 			}
 			w.facts.sentBytes += int64(n)
+			if w.q.GRPC {
+				w.facts.told.see(buf[:n])
+			}
 			left -= int64(n)
 			if resp.ContentLength < 0 || left > 0 {
 				_ = rc.Flush()

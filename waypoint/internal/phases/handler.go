@@ -109,6 +109,9 @@ func (x *exchange) identify() error {
 		Principal: s.principal(), Local: s.Local.String(), Connect: s.Authority,
 		GRPC: isGRPC(x.r.Header),
 	}
+	if x.q.GRPC {
+		x.body.calls = &x.facts.asked
+	}
 	chain, _ := x.table.Find(s.conn(x.protocol()))
 	if chain == nil || chain.HTTP == nil {
 		return noRoute("chain_not_found")

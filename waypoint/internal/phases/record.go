@@ -39,8 +39,9 @@ type facts struct {
 	peering
 }
 
-// peering is what is known of the connection to the upstream.
+// peering is what is known of the exchange with the upstream.
 type peering struct {
+	asked, told   messages // of a gRPC call
 	upstreamLocal string
 	upstreamPeer  identity.ID
 	broken        bool // the answer ended in the middle
@@ -93,6 +94,7 @@ func (f *facts) entry() *telemetry.Request {
 	}
 	if x.q.GRPC {
 		e.Protocol, e.GRPC = "grpc", f.grpc
+		e.Asked, e.Told = f.asked.n.Load(), f.told.n.Load()
 	}
 	e.Destination = destination(f.host, f.upstreamPeer)
 	e.Service = service(f.cluster, f.chain)

@@ -19,7 +19,6 @@ type Session struct {
 	Authority   string         // of the CONNECT
 	Baggage     string         // of the CONNECT, as it came
 	Client      upstream.Workload
-	Protocol    table.Protocol // when it was detected
 }
 
 // principal is the client's name as policies spell it; empty = none.

@@ -30,6 +30,7 @@ type Request struct {
 	Mutual              bool
 	Duration            time.Duration
 	Received, Sent      int64 // bytes, headers included
+	Asked, Told         int64 // gRPC messages from and to the client
 }
 
 // Conn is one opaque connection; Received counts the bytes from the client.
@@ -47,6 +48,7 @@ type Telemetry struct {
 	duration *prometheus.HistogramVec
 	received *prometheus.HistogramVec
 	sent     *prometheus.HistogramVec
+	messages [2]*prometheus.CounterVec // from and to the client
 	tcp      tcpSeries
 
 	mu    sync.Mutex
@@ -80,6 +82,10 @@ func New(r prometheus.Registerer, out io.Writer) *Telemetry {
 		duration: obs.Histogram(r, "istio_request_duration_milliseconds", "Time from the first byte in to the last byte out.", buckets(), http...),
 		received: obs.Histogram(r, "istio_request_bytes", "Bytes of requests, headers included.", buckets(), http...),
 		sent:     obs.Histogram(r, "istio_response_bytes", "Bytes of responses, headers included.", buckets(), http...),
+		messages: [2]*prometheus.CounterVec{
+			obs.Counter(r, "istio_request_messages_total", "gRPC messages from clients.", http...),
+			obs.Counter(r, "istio_response_messages_total", "gRPC messages to clients.", http...),
+		},
 		tcp: tcpSeries{
 			opened:   obs.Counter(r, "istio_tcp_connections_opened_total", "Opaque connections opened.", tcp...),
 			closed:   obs.Counter(r, "istio_tcp_connections_closed_total", "Opaque connections closed.", tcp...),
@@ -128,6 +134,10 @@ func (t *Telemetry) Request(r *Request) {
 	t.duration.WithLabelValues(l...).Observe(float64(r.Duration) / float64(time.Millisecond))
 	t.received.WithLabelValues(l...).Observe(float64(r.Received))
 	t.sent.WithLabelValues(l...).Observe(float64(r.Sent))
+	if r.Protocol == "grpc" {
+		t.messages[0].WithLabelValues(l...).Add(float64(r.Asked))
+		t.messages[1].WithLabelValues(l...).Add(float64(r.Told))
+	}
 }
 
 // live is an open connection whose bytes are counted now and then.
