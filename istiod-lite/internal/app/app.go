@@ -72,6 +72,10 @@ func Run(ctx context.Context, cfg config.Config) error {
 	if err != nil {
 		return err
 	}
+	admin, err := obs.Listen(ctx, cfg.AdminAddr)
+	if err != nil {
+		return err
+	}
 	web, err := obs.Listen(ctx, cfg.HTTPAddr)
 	if err != nil {
 		return err
@@ -82,8 +86,9 @@ func Run(ctx context.Context, cfg config.Config) error {
 	g.Go("secrets", p.secrets.Run)
 	g.Go("source", func(ctx context.Context) error { return p.follow(ctx, sourceRead) })
 	g.Go("xds and ca", func(ctx context.Context) error { return serveRPC(ctx, rpc, secure) })
-	g.Go("monitor", func(ctx context.Context) error {
-		return obs.Serve(ctx, monitor, obs.NewAdmin(obs.AdminConfig{Title: "istiod-lite", Levels: p.levels, Pages: pages(p.metrics, p.discovery, p.served)}))
+	g.Go("monitor", func(ctx context.Context) error { return obs.Serve(ctx, monitor, monitorMux(p.metrics)) })
+	g.Go("admin", func(ctx context.Context) error {
+		return obs.Serve(ctx, admin, obs.NewAdmin(obs.AdminConfig{Title: "istiod-lite", Levels: p.levels, Pages: debugPages(p.discovery, p.served)}))
 	})
 	g.Go("ready", func(ctx context.Context) error { return obs.Serve(ctx, web, readyMux(p.ready)) })
 	p.log.Info("istiod-lite serves", obs.F("secure", secure.Addr().String()), obs.F("monitor", monitor.Addr().String()),

@@ -42,11 +42,17 @@ func (m *metrics) watch(s *xds.Server) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "pilot_xds", Help: "Clients connected by xDS"}, func() float64 { return float64(len(s.Clients())) }))
 }
 
-// pages are the debug pages on the monitoring port.
-func pages(m *metrics, s *xds.Server, served *publish.Store) map[string]http.Handler {
+// monitorMux is what anybody may see.
+func monitorMux(m *metrics) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", obs.Metrics(m.registry))
+	mux.Handle("/version", page(func(*http.Request) (any, error) { return obs.BuildInfo(""), nil }))
+	return mux
+}
+
+// debugPages tell what the mesh looks like, so they are for loopback only.
+func debugPages(s *xds.Server, served *publish.Store) map[string]http.Handler {
 	return map[string]http.Handler{
-		"/metrics": obs.Metrics(m.registry),
-		"/version": page(func(*http.Request) (any, error) { return obs.BuildInfo(""), nil }),
 		// Who is connected and how far each is: the answer to "did my change arrive?".
 		"/debug/syncz": page(func(*http.Request) (any, error) { return s.Clients(), nil }),
 		// What is served now; ?scope= and ?type= choose.

@@ -25,7 +25,8 @@ type Config struct {
 	Revision      string
 
 	SecureAddr  string // xDS and CA over TLS
-	MonitorAddr string // metrics and debug pages
+	MonitorAddr string // metrics
+	AdminAddr   string // debug pages, log levels, profiles
 	HTTPAddr    string // /ready
 	ServerNames []string
 	WorkloadTTL time.Duration
@@ -46,7 +47,8 @@ func Load(r *conf.Reader) (Config, error) {
 		TrustDomain:         r.String("MARROW_TRUST_DOMAIN", "cluster.local", "trust domain of the identities that are signed"),
 		Revision:            r.String("REVISION", "", "only objects labelled istio.io/rev with this revision, or without the label, are read; empty reads all"),
 		SecureAddr:          r.Addr("MARROW_SECURE_ADDR", ":15012", "xDS and CA over TLS"),
-		MonitorAddr:         r.Addr("MARROW_MONITOR_ADDR", ":15014", "metrics and debug pages"),
+		MonitorAddr:         r.Addr("MARROW_MONITOR_ADDR", ":15014", "metrics"),
+		AdminAddr:           r.Addr("MARROW_ADMIN_ADDR", "127.0.0.1:15000", "debug pages, log levels and profiles; keep it on loopback"),
 		HTTPAddr:            r.Addr("MARROW_HTTP_ADDR", ":8080", "/ready"),
 		ServerNames:         r.List("ISTIOD_CUSTOM_HOST", "", "comma list of further DNS names for the control plane's certificate"),
 		WorkloadTTL:         r.Duration("DEFAULT_WORKLOAD_CERT_TTL", 24*time.Hour, "life of certificates made for SDS"),
