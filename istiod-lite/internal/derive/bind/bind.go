@@ -185,6 +185,7 @@ func (j *join) input(g *gatewayv1.Gateway) waypoint.Input {
 		Mesh: j.w.Mesh, Gateway: kube.NameOf(g),
 		HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes, VirtualServices: o.VirtualServices, DestinationRules: o.DestinationRules, Policies: o.Policies,
 	}
+	in.Mesh.IPv6 = j.hasIPv6(g)
 	at := j.addressesOf(g)
 	for _, s := range j.services {
 		in.Services = append(in.Services, j.service(s, at.names(s.GetWaypoint()) || at.namesAny(s.GetWeightedWaypoints())))
@@ -195,6 +196,21 @@ func (j *join) input(g *gatewayv1.Gateway) waypoint.Input {
 		}
 	}
 	return in
+}
+
+// hasIPv6 says that the waypoint's pods have IPv6 addresses. Envoy refuses a listener for a family that its host lacks.
+func (j *join) hasIPv6(g *gatewayv1.Gateway) bool {
+	for _, p := range j.pods {
+		if p.Namespace != g.Namespace || p.Labels[kube.LabelGatewayName] != g.Name {
+			continue
+		}
+		for _, ip := range p.Status.PodIPs {
+			if a, err := netip.ParseAddr(ip.IP); err == nil && a.Is6() {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (j *join) service(s *workload.Service, bound bool) waypoint.Service {

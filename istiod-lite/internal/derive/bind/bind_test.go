@@ -123,3 +123,17 @@ func TestEmptyWaypoint(t *testing.T) {
 		t.Fatal("a waypoint with nothing bound has no input")
 	}
 }
+
+// TestIPv6: the waypoint listens on IPv6 exactly where its own pods have such an address.
+func TestIPv6(t *testing.T) {
+	w := world(func(*workload.Service, *workload.Workload) {})
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "shop", Name: "wp-1", Labels: map[string]string{"gateway.networking.k8s.io/gateway-name": "wp"},
+	}}
+	pod.Status.PodIPs = []corev1.PodIP{{IP: "10.244.1.9"}, {IP: "fd00:10:244:1::9"}}
+	w.Objects.Pods = append(w.Objects.Pods, pod)
+	in := Inputs(w)
+	if !in[types.NamespacedName{Namespace: "shop", Name: "wp"}].Mesh.IPv6 || in[types.NamespacedName{Namespace: "shop", Name: "other"}].Mesh.IPv6 {
+		t.Error("IPv6 does not follow the waypoint's pods")
+	}
+}
