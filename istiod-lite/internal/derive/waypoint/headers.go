@@ -113,6 +113,9 @@ func unescape(v string) string { return strings.ReplaceAll(v, "%%", "%") }
 // commandsOrLiteral keeps substitution commands that every reader knows; one unknown command makes Envoy refuse the
 // whole route configuration, so a value with one is taken as it stands.
 func commandsOrLiteral(v string) string {
+	if !strings.Contains(v, "%") {
+		return v
+	}
 	known := regexp.MustCompile(`%%|%(?:DOWNSTREAM_REMOTE_ADDRESS|DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT|` +
 		`DOWNSTREAM_LOCAL_ADDRESS|DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT|DOWNSTREAM_LOCAL_PORT|PROTOCOL|` +
 		`UPSTREAM_REMOTE_ADDRESS|START_TIME|RESPONSE_FLAGS|HOSTNAME|REQ\([A-Za-z0-9:?_-]+\))%`)
@@ -125,13 +128,19 @@ func commandsOrLiteral(v string) string {
 // headerProblem says what is wrong with a header name or value, or nothing. One such header would make Envoy refuse
 // the whole route configuration.
 func headerProblem(name, value string) string {
-	if !regexp.MustCompile("^(:authority|[!#$%&'*+.^_`|~0-9A-Za-z-]+)$").MatchString(name) {
+	if name != ":authority" && (name == "" || strings.ContainsFunc(name, notToken)) {
 		return "header name " + quoted(name) + " is not allowed"
 	}
 	if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
 		return "the value of header " + quoted(name) + " holds a control character"
 	}
 	return ""
+}
+
+// notToken finds what may not stand in a header name (RFC 9110, 5.6.2).
+func notToken(r rune) bool {
+	letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+	return !letter && !strings.ContainsRune("!#$%&'*+-.^_`|~", r)
 }
 
 // problem reports the first header that cannot be changed.
