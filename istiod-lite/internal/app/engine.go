@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"k8s.io/apimachinery/pkg/types"
-	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/marrowmesh/marrow/api/workload"
 	"github.com/marrowmesh/marrow/internal/manifest"
@@ -162,11 +161,10 @@ func (e *engine) gateways() {
 // publishWaypoints derives every waypoint's resources. A waypoint's types are published as one.
 func (e *engine) publishWaypoints() {
 	mesh := e.pipeline.Mesh()
-	world := bind.World{
+	inputs := bind.Inputs(bind.World{
 		Mesh:      waypoint.Mesh{TrustDomain: mesh.TrustDomain, ClusterDomain: e.cfg.ClusterDomain, RootNamespace: mesh.RootNamespace, ClusterID: e.cfg.ClusterID},
 		Addresses: e.addresses, Objects: e.rows.bindObjects(e.cfg.Revision),
-	}
-	inputs := bind.Inputs(world)
+	})
 	findings := map[manifest.Key][]waypoint.Finding{}
 	for n, in := range inputs {
 		res, found := waypoint.Derive(in)
@@ -191,27 +189,6 @@ func (e *engine) publishWaypoints() {
 		}
 	}
 	e.tell(findings)
-	e.routes(world, findings)
-}
-
-// routes writes the status of routes, parent by parent.
-func (e *engine) routes(world bind.World, findings map[manifest.Key][]waypoint.Finding) {
-	write := func(o manifest.Object, parents []gatewayv1.ParentReference, before gatewayv1.RouteStatus) {
-		k := manifest.KeyOf(o)
-		s, ours := bind.RouteStatus(world, bind.Route{Namespace: o.GetNamespace(), Generation: o.GetGeneration(), Parents: parents, Before: before}, findings[k])
-		if !ours {
-			return
-		}
-		if err := e.status.Whole(k, s); err != nil {
-			e.log.Error("status of a route", obs.F("object", k.String()), obs.Err(err))
-		}
-	}
-	for _, r := range world.Objects.HTTPRoutes {
-		write(r, r.Spec.ParentRefs, r.Status.RouteStatus)
-	}
-	for _, r := range world.Objects.GRPCRoutes {
-		write(r, r.Spec.ParentRefs, r.Status.RouteStatus)
-	}
 }
 
 // routeStatuses says of the mesh's routes whether they are accepted by their parents and find their backends.

@@ -105,6 +105,9 @@ func (w *world) enrol(ctx context.Context) (string, bool, error) {
 	if w.wire, err = listen(ctx, w.c, shopapp.DefaultMarker, w.nodes...); err != nil {
 		return "", false, err
 	}
+	if err := w.record(ctx); err != nil {
+		return "", false, err
+	}
 	s, err := w.traffic(ctx, load(), "http://web/", 20)
 	if err != nil {
 		return "", false, err
@@ -354,6 +357,11 @@ func (w *world) recover(ctx context.Context) (string, bool, error) {
 	if err != nil {
 		return "", false, err
 	}
-	ok := back && good(before) && good(after) && len(killed.PIDs) > 0 && took < 5*time.Second
-	return w.finish(ctx, ok, "killed %s; %d requests failed, then new connections worked %.1f s after the kill; load: %s", killed.Pod, failed, took.Seconds(), brief(after))
+	tapes, silent, err := w.play(ctx)
+	if err != nil {
+		return "", false, err
+	}
+	ok := back && good(before) && good(after) && len(killed.PIDs) > 0 && took < 5*time.Second && silent
+	return w.finish(ctx, ok, "killed %s; %d requests failed, then new connections worked %.1f s after the kill; load: %s; %s",
+		killed.Pod, failed, took.Seconds(), brief(after), tapes)
 }

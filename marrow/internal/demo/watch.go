@@ -3,13 +3,16 @@ package demo
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/marrowmesh/marrow/internal/lab"
 	"github.com/marrowmesh/marrow/internal/lab/pcap"
+	"github.com/marrowmesh/marrow/marrow/internal/shopapp"
 )
 
 // settleTime lets packets that were sent reach the capture's reader.
@@ -119,6 +122,43 @@ func (w *wiretap) stop() {
 	}
 	w.cancel()
 	w.work.Wait()
+}
+
+// record starts a complete recording of every interface of each node. A stream
+// may miss packets; a recording counts those that it dropped.
+func (w *world) record(ctx context.Context) error {
+	for _, n := range w.nodes {
+		r, err := w.c.Record(ctx, lab.Target{Name: n}, "any")
+		if err != nil {
+			return err
+		}
+		w.tapes = append(w.tapes, r)
+	}
+	return nil
+}
+
+// play ends the recordings and searches them: silent means that they are whole
+// and that the application's text is nowhere in them.
+func (w *world) play(ctx context.Context) (text string, silent bool, err error) {
+	packets, dropped, marked := 0, 0, 0
+	for _, t := range w.tapes {
+		done, err := w.c.StopRecording(ctx, t.ID)
+		if err != nil {
+			return "", false, err
+		}
+		f, err := os.Open(done.Path)
+		if err != nil {
+			return "", false, err
+		}
+		report, err := pcap.Scan(f, []byte(shopapp.DefaultMarker))
+		_ = f.Close() // it was only read
+		if err != nil {
+			return "", false, err
+		}
+		packets, dropped, marked = packets+report.Packets, dropped+done.Dropped, marked+report.Occurrences
+	}
+	text = fmt.Sprintf("recordings of all links since step b: %d packets, %d dropped, marker seen %d times", packets, dropped, marked)
+	return text, packets > 0 && dropped == 0 && marked == 0, nil
 }
 
 // sleep waits for d or the end of ctx.

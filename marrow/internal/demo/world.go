@@ -34,8 +34,9 @@ type world struct {
 	c        *lab.Client
 	waypoint func(ctx context.Context, c *lab.Client) error
 	nodes    []string
-	old      *held    // opened in step a, before enrolment
-	wire     *wiretap // from step b to the end
+	old      *held           // opened in step a, before enrolment
+	wire     *wiretap        // from step b to the end, for a look at each step
+	tapes    []lab.Recording // the same, complete, for the last word
 }
 
 func newWorld(c *lab.Client, waypoint func(ctx context.Context, c *lab.Client) error) *world {
