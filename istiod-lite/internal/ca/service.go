@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -63,7 +64,7 @@ func (s *Service) CreateCertificate(ctx context.Context, req *capb.IstioCertific
 		// The caller learns no more than that: which pods run where is not its business.
 		return nil, status.Error(codes.Unauthenticated, "request impersonation authentication failure")
 	}
-	chain, err := s.cfg.Authority.SignCSR(req.GetCsr(), id, time.Duration(req.GetValidityDuration())*time.Second, time.Now())
+	chain, err := s.cfg.Authority.SignCSR(req.GetCsr(), id, seconds(req.GetValidityDuration()), time.Now())
 	s.report(caller, id, err)
 	switch {
 	case errors.Is(err, ErrBadRequest):
@@ -72,6 +73,14 @@ func (s *Service) CreateCertificate(ctx context.Context, req *capb.IstioCertific
 		return nil, status.Errorf(codes.Internal, "CSR signing error (%v)", err)
 	}
 	return &capb.IstioCertificateResponse{CertChain: chain}, nil
+}
+
+// seconds is n seconds, or the longest duration there is: a product that wrapped around would ask for some other life.
+func seconds(n int64) time.Duration {
+	if n > int64(math.MaxInt64/time.Second) {
+		return math.MaxInt64
+	}
+	return time.Duration(max(n, 0)) * time.Second
 }
 
 func (s *Service) report(caller authn.Caller, id identity.ID, err error) {
