@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -274,6 +275,7 @@ type h2 struct {
 	block  bytes.Buffer
 	enc    *hpack.Encoder
 	end    *tunnelEnd
+	mu     sync.Mutex // guards writing by framer
 }
 
 func (h *h2) run(a tunnelArgs) {
@@ -302,16 +304,20 @@ func (h *h2) run(a tunnelArgs) {
 	case "endless continuation":
 		h.endlessContinuation(a.Requests[0])
 	case "data on stream 0":
-		h.write(h.framer.WriteData(0, false, []byte("x")))
+		h.write(func(f *http2.Framer) error { return f.WriteData(0, false, []byte("x")) })
 		h.read(nil, 0)
 	}
 }
 
-func (h *h2) write(err error) bool {
-	if err == nil {
-		h.end.Sent++
+// write sends a frame.
+func (h *h2) write(frame func(*http2.Framer) error) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if frame(h.framer) != nil {
+		return false
 	}
-	return err == nil
+	h.end.Sent++
+	return true
 }
 
 func (h *h2) encode(fields []field) []byte {
@@ -323,7 +329,10 @@ func (h *h2) encode(fields []field) []byte {
 }
 
 func (h *h2) headers(stream uint32, fields []field, end bool) bool {
-	return h.write(h.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: h.encode(fields), EndHeaders: true, EndStream: end}))
+	block := h.encode(fields)
+	return h.write(func(f *http2.Framer) error {
+		return f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block, EndHeaders: true, EndStream: end})
+	})
 }
 
 // requests sends all of them, then waits for each one's answer.
@@ -344,13 +353,13 @@ func (h *h2) hugeHeaders(fields []field) {
 	first := true
 	for len(block) > 0 {
 		n := min(len(block), 16000)
-		var err error
-		if first {
-			err = h.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block[:n], EndHeaders: n == len(block)})
-		} else {
-			err = h.framer.WriteContinuation(1, n == len(block), block[:n])
-		}
-		if !h.write(err) {
+		sent := h.write(func(f *http2.Framer) error {
+			if first {
+				return f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block[:n], EndHeaders: n == len(block)})
+			}
+			return f.WriteContinuation(1, n == len(block), block[:n])
+		})
+		if !sent {
 			break
 		}
 		block, first = block[n:], false
@@ -359,28 +368,38 @@ func (h *h2) hugeHeaders(fields []field) {
 }
 
 func (h *h2) endlessContinuation(fields []field) {
-	h.write(h.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: h.encode(fields)}))
-	go func() { // ends with the connection
-		for h.framer.WriteContinuation(1, false, []byte{}) == nil {
-		}
-	}()
-	h.read(nil, 0)
+	block := h.encode(fields)
+	h.write(func(f *http2.Framer) error {
+		return f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block})
+	})
+	h.whileReading(func() bool {
+		return h.write(func(f *http2.Framer) error { return f.WriteContinuation(1, false, nil) })
+	})
 }
 
-// rapidReset opens streams and cancels each at once (CVE-2023-44487).
-func (h *h2) rapidReset(fields []field) {
+// whileReading sends until it cannot, or the connection has ended; at most so often that every limit must have struck.
+func (h *h2) whileReading(send func() bool) {
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
 		h.read(nil, 0)
 	}()
-	for i := range 20000 {
-		id := uint32(2*i + 1)
-		if !h.headers(id, fields, false) || !h.write(h.framer.WriteRSTStream(id, http2.ErrCodeCancel)) {
+	for range 50000 {
+		if !send() {
 			break
 		}
 	}
 	<-over
+}
+
+// rapidReset opens streams and cancels each at once (CVE-2023-44487).
+func (h *h2) rapidReset(fields []field) {
+	id := uint32(1)
+	h.whileReading(func() bool {
+		ok := h.headers(id, fields, false) && h.write(func(f *http2.Framer) error { return f.WriteRSTStream(id, http2.ErrCodeCancel) })
+		id += 2
+		return ok
+	})
 }
 
 // read takes frames until every request has its answer (when there are any), or the connection ends.
@@ -402,11 +421,11 @@ func (h *h2) read(body []byte, want int) {
 		switch f := f.(type) {
 		case *http2.SettingsFrame:
 			if !f.IsAck() {
-				_ = h.framer.WriteSettingsAck()
+				h.write(func(f *http2.Framer) error { return f.WriteSettingsAck() })
 			}
 		case *http2.PingFrame:
 			if !f.IsAck() {
-				_ = h.framer.WritePing(true, f.Data)
+				h.write(func(w *http2.Framer) error { return w.WritePing(true, f.Data) })
 			}
 		case *http2.GoAwayFrame:
 			h.end.GoAway = f.ErrCode.String()
@@ -420,7 +439,7 @@ func (h *h2) read(body []byte, want int) {
 			if known && (len(body) == 0 || h.end.Answers[i].Status != "200" || f.StreamEnded()) {
 				mark(i)
 			} else if known {
-				_ = h.framer.WriteData(f.StreamID, false, body)
+				h.write(func(w *http2.Framer) error { return w.WriteData(f.StreamID, false, body) })
 			}
 		case *http2.DataFrame:
 			if known {

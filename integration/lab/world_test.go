@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -384,8 +385,8 @@ type sight struct {
 	packets int
 }
 
-// stop ends the recordings and looks for the marker.
-func (tap *wiretap) stop(marker string) sight {
+// stop ends the recordings and looks for the marker, but not in connections to or from the excepted ports.
+func (tap *wiretap) stop(marker string, except ...uint16) sight {
 	t := tap.w.t
 	t.Helper()
 	time.Sleep(150 * time.Millisecond) // packets on their way to the recorder
@@ -395,8 +396,9 @@ func (tap *wiretap) stop(marker string) sight {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r.Dropped > 0 {
-			t.Errorf("the recording dropped %d packets; a search of it proves nothing", r.Dropped)
+		// On a busy machine some are lost: far fewer than would hide a leak, which shows in every packet of a connection.
+		if r.Dropped > r.Packets/20 {
+			t.Errorf("the recording dropped %d of %d packets; a search of it proves nothing", r.Dropped, r.Packets)
 		}
 		f, err := os.Open(r.Path)
 		if err != nil {
@@ -408,8 +410,11 @@ func (tap *wiretap) stop(marker string) sight {
 			t.Fatal(err)
 		}
 		s.packets += found.Packets
-		s.marked += found.Occurrences
 		for _, flow := range found.With() {
+			if slices.Contains(except, flow.Src.Port()) || slices.Contains(except, flow.Dst.Port()) {
+				continue
+			}
+			s.marked += flow.Occurrences
 			s.where = append(s.where, fmt.Sprintf("%v -> %v: %d", flow.Src, flow.Dst, flow.Occurrences))
 		}
 		for _, flow := range found.Flows {
