@@ -74,6 +74,7 @@ func stay(ctx context.Context, tell io.Writer, l *lab.Lab) {
 The mesh stays up until you press Ctrl-C. In another terminal:
   bin/marrow lab get pods --lab %[1]s
   bin/marrow lab exec shop/load --lab %[1]s -- marrow app client --url http://web/ --count 5
+  bin/marrow lab refused --lab %[1]s
   bin/marrow lab logs ztunnel-node-1 --lab %[1]s
   bin/marrow lab capture node-1 --lab %[1]s -w node-1.pcap
   bin/marrow lab apply -f manifests/samples/demo/canary.yaml --lab %[1]s
