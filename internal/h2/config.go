@@ -24,6 +24,7 @@ const (
 	prefaceTimeout   = 10 * time.Second
 	lingerTimeout    = time.Second // last words and the peer's own close
 	outboxLimit      = 256 << 10   // bytes queued before writers wait
+	backlogLimit     = 1 << 20     // bytes queued, answers to the peer's own frames included, beyond which it is cut off
 	maxDataFrame     = 128 << 10   // our own frames: large enough to be few, small enough to share
 	maxControlFrame  = 128 << 10   // any other frame: two whole header lists
 	readBufferSize   = 32 << 10    // two TLS records

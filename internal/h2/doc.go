@@ -19,6 +19,8 @@
 //     settings, pings, empty frames, unknown frames, header bytes
 //     (TestLimits*); past the limit the connection ends with
 //     ENHANCE_YOUR_CALM and nothing else is disturbed.
+//   - A peer that asks and never reads our answers is cut off before they
+//     fill the memory (TestDeafPeerIsCutOff).
 //   - A malformed request costs its stream, a broken frame the connection.
 //   - A stream counts against the limit until both directions ended
 //     (TestStreamCountsUntilBothEnds).

@@ -33,6 +33,15 @@ func (o *outbox) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// bounded is for whoever has just read a frame: what we answer is not held back by any window, so a peer that asks and
+// never reads could make us remember without end.
+func (o *outbox) bounded() error {
+	if n := o.size(); n > backlogLimit {
+		return violation(EnhanceYourCalm, "%d bytes are waiting to be read: the peer asks but does not listen", n)
+	}
+	return nil
+}
+
 func (o *outbox) size() int {
 	if o.buf == nil {
 		return 0

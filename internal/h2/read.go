@@ -148,6 +148,9 @@ func (c *Conn) readFrame(fh http2.FrameHeader) error {
 	if c.err != nil {
 		return nil // ended in order: only reading what is under way
 	}
+	if err := c.out.bounded(); err != nil {
+		return err
+	}
 	switch f := f.(type) {
 	case *http2.MetaHeadersFrame:
 		return c.onHeaders(f)
