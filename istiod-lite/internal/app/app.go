@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"sync"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -81,11 +82,20 @@ func Run(ctx context.Context, cfg config.Config) error {
 		return err
 	}
 	sourceRead := p.ready.Task("source")
+	known := make(chan struct{}) // closed when everything that there was at the start is published
 	g := run.NewGroup(ctx)
 	g.Go("statuses", p.statuses.Run)
 	g.Go("secrets", p.secrets.Run)
-	g.Go("source", func(ctx context.Context) error { return p.follow(ctx, sourceRead) })
-	g.Go("xds and ca", func(ctx context.Context) error { return serveRPC(ctx, rpc, secure) })
+	g.Go("source", func(ctx context.Context) error { return p.follow(ctx, func() { sourceRead.Done(); close(known) }) })
+	g.Go("xds and ca", func(ctx context.Context) error {
+		// A proxy that came back before we know the mesh would be told that all it has, policies included, is gone.
+		select {
+		case <-known:
+			return serveRPC(ctx, rpc, secure)
+		case <-ctx.Done():
+			return secure.Close()
+		}
+	})
 	g.Go("monitor", func(ctx context.Context) error { return obs.Serve(ctx, monitor, monitorMux(p.metrics)) })
 	g.Go("admin", func(ctx context.Context) error {
 		return obs.Serve(ctx, admin, obs.NewAdmin(obs.AdminConfig{Title: "istiod-lite", Levels: p.levels, Pages: debugPages(p.discovery, p.served)}))
@@ -152,12 +162,15 @@ func (p *parts) server(cfg config.Config) (*grpc.Server, error) {
 	return rpc, nil
 }
 
-// follow takes the source's batches to the engine; the first one makes the process ready.
-func (p *parts) follow(ctx context.Context, read *run.Task) error {
+// follow takes the source's batches to the engine and tells when the first one, which is everything, is through.
+func (p *parts) follow(ctx context.Context, known func()) error {
+	first := sync.OnceFunc(known)
 	err := file.New(p.store).Run(ctx, func(b source.Batch) error {
-		err := p.engine.handle(b)
-		read.Done()
-		return err
+		if err := p.engine.handle(b); err != nil {
+			return err
+		}
+		first()
+		return nil
 	})
 	if ctx.Err() != nil {
 		err = nil // told to stop
