@@ -35,6 +35,7 @@ func inside(args []string) int {
 		"csr":      insideCSR,
 		"discover": insideDiscover,
 		"tunnel":   insideTunnel,
+		"flips":    insideFlips,
 	}
 	verb, ok := verbs[args[0]]
 	if !ok {
