@@ -21,6 +21,10 @@ func newBoard() *board {
 func (b *board) change(url string, up []xds.Resource, removed []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.changeLocked(url, up, removed)
+}
+
+func (b *board) changeLocked(url string, up []xds.Resource, removed []string) {
 	if b.now[url] == nil {
 		b.now[url] = map[string]xds.Resource{}
 	}

@@ -376,29 +376,45 @@ func (st *serverStream) lookup(url string, names []string) (found []Resource, mi
 // push sends what changed, types in the order that keeps references whole.
 func (st *serverStream) push() error {
 	changed := st.adm.Subscription.Take()
+	// A workload names the policies that hold for it, and a proxy passes over a name that it does not know. New policies
+	// therefore go before the workloads, and removals after them, or for a moment nothing would hold.
+	policies, outdated := st.changes(AuthorizationType, changed[AuthorizationType])
+	if err := st.tell(AuthorizationType, policies, nil); err != nil {
+		return err
+	}
 	for _, url := range pushOrder() {
-		sub, names := st.types[url], changed[url]
-		if sub == nil || len(names) == 0 || !st.adm.Types[url] {
-			continue
-		}
-		if !sub.wildcard {
-			kept := names[:0:0]
-			for _, n := range names {
-				if _, ok := sub.names[n]; ok {
-					kept = append(kept, n)
-				}
-			}
-			names = kept
-		}
-		found, missing := st.lookup(url, names)
-		if len(found) == 0 && len(missing) == 0 {
-			continue
-		}
-		if err := st.send(url, sub, found, missing); err != nil {
+		found, missing := st.changes(url, changed[url])
+		if err := st.tell(url, found, missing); err != nil {
 			return err
 		}
 	}
-	return nil
+	return st.tell(AuthorizationType, nil, outdated)
+}
+
+// changes are those of the changed names that the client asked for.
+func (st *serverStream) changes(url string, names []string) (found []Resource, missing []string) {
+	sub := st.types[url]
+	if sub == nil || !st.adm.Types[url] {
+		return nil, nil
+	}
+	if !sub.wildcard {
+		kept := names[:0:0]
+		for _, n := range names {
+			if _, ok := sub.names[n]; ok {
+				kept = append(kept, n)
+			}
+		}
+		names = kept
+	}
+	return st.lookup(url, names)
+}
+
+// tell sends a change, unless it is empty.
+func (st *serverStream) tell(url string, found []Resource, missing []string) error {
+	if len(found) == 0 && len(missing) == 0 {
+		return nil
+	}
+	return st.send(url, st.types[url], found, missing)
 }
 
 // send writes one response and remembers its nonce.

@@ -19,9 +19,9 @@ const (
 )
 
 // pushOrder is the order in which one event's types go out on a stream: what is
-// referred to goes before what refers to it.
+// referred to goes before what refers to it. Policies go around all of them, see push.
 func pushOrder() []string {
-	return []string{SecretType, ClusterType, EndpointType, ListenerType, RouteType, AddressType, AuthorizationType}
+	return []string{SecretType, ClusterType, EndpointType, ListenerType, RouteType, AddressType}
 }
 
 // Resource is one named, versioned resource of some type.

@@ -184,6 +184,49 @@ func TestPushAndRemove(t *testing.T) {
 	}
 }
 
+// TestPoliciesCoverTheirWorkloads: a proxy passes over a policy that it does not know, so at no moment may it know a
+// workload without the policy that the workload names.
+func TestPoliciesCoverTheirWorkloads(t *testing.T) {
+	b := newBed(t)
+	body, _ := anypb.New(wrapperspb.String("x"))
+	resource := func(name string) []xds.Resource { return []xds.Resource{{Name: name, Body: body}} }
+	b.store.change(xds.AuthorizationType, resource("old"), nil)
+	b.store.change(xds.AddressType, resource("by-old"), nil)
+	events := make(chan string, 100)
+	note := func(kind string) func(context.Context, []xds.Resource, []string) []xds.Reject {
+		return func(_ context.Context, up []xds.Resource, removed []string) []xds.Reject {
+			for _, r := range up {
+				events <- kind + "+" + r.Name
+			}
+			for _, n := range removed {
+				events <- kind + "-" + n
+			}
+			return nil
+		}
+	}
+	c := client(b, &xds.Type{URL: xds.AddressType, Handle: note("workload")}, &xds.Type{URL: xds.AuthorizationType, Handle: note("policy")})
+	run(t, c)
+	<-c.Synced()
+	<-events
+	<-events
+	b.store.mu.Lock()
+	b.store.changeLocked(xds.AddressType, resource("by-new"), []string{"by-old"})
+	b.store.changeLocked(xds.AuthorizationType, resource("new"), []string{"old"})
+	b.store.mu.Unlock()
+	var got []string
+	for range 4 {
+		select {
+		case e := <-events:
+			got = append(got, e)
+		case <-time.After(5 * time.Second):
+			t.Fatalf("only %q came", got)
+		}
+	}
+	if want := []string{"policy+new", "workload+by-new", "workload-by-old", "policy-old"}; !slices.Equal(got, want) {
+		t.Errorf("order %q, want %q", got, want)
+	}
+}
+
 func TestRejectedNotRetained(t *testing.T) {
 	b := newBed(t)
 	b.put(xds.AddressType, "good=1", "bad=1")
