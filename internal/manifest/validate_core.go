@@ -2,9 +2,12 @@ package manifest
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 func validateService(s *corev1.Service, p *problems) {
@@ -38,12 +41,28 @@ func validatePod(spec *corev1.PodSpec, at string, p *problems) {
 		for i := range list.containers {
 			c := &list.containers[i]
 			field := fmt.Sprintf("%s.%s[%d]", at, list.field, i)
-			if c.Name == "" {
-				p.add(field+".name", "is empty; name the container")
+			validateLabelName(field+".name", c.Name, "container", p)
+			for j, m := range c.VolumeMounts {
+				if slices.Contains(strings.Split(m.SubPath, "/"), "..") {
+					p.add(fmt.Sprintf("%s.volumeMounts[%d].subPath", field, j), "value %q leads out of the volume; leave \"..\" out", m.SubPath)
+				}
 			}
 			for j, port := range c.Ports {
 				validatePortNumber(fmt.Sprintf("%s.ports[%d].containerPort", field, j), int64(port.ContainerPort), p)
 			}
 		}
+	}
+	for i := range spec.Volumes {
+		validateLabelName(fmt.Sprintf("%s.volumes[%d].name", at, i), spec.Volumes[i].Name, "volume", p)
+	}
+}
+
+// validateLabelName is for names that become parts of paths as well.
+func validateLabelName(field, name, what string, p *problems) {
+	switch {
+	case name == "":
+		p.add(field, "is empty; name the %s", what)
+	case len(validation.IsDNS1123Label(name)) > 0:
+		p.add(field, "value %q is no name of a %s; use lower-case letters, digits and '-'", name, what)
 	}
 }
