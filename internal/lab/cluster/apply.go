@@ -11,8 +11,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/marrowmesh/marrow/internal/lab"
+	"github.com/marrowmesh/marrow/internal/lab/kubelet"
 	"github.com/marrowmesh/marrow/internal/lab/plan"
 	"github.com/marrowmesh/marrow/internal/manifest"
 )
@@ -145,6 +147,8 @@ func (a *applier) one(o manifest.Object) (lab.Change, error) {
 		change.Action = "configured"
 		before = version(old)
 		a.takeOver(k, old, o)
+	} else {
+		anew(o)
 	}
 	if ns, ok := o.(*corev1.Namespace); ok {
 		if ns.Labels == nil {
@@ -161,6 +165,22 @@ func (a *applier) one(o manifest.Object) (lab.Change, error) {
 	}
 	a.last[k] = now
 	return change, nil
+}
+
+// anew takes out of a new object what no manifest decides in a cluster either. A uid names the pod to every component, and
+// its directory; the age decides between policies; a status with an address would make the pod pass for the one there.
+func anew(o manifest.Object) {
+	o.SetUID("")
+	o.SetGeneration(0)
+	o.SetCreationTimestamp(metav1.Time{})
+	o.SetDeletionTimestamp(nil)
+	switch o := o.(type) {
+	case *corev1.Pod:
+		o.Status = corev1.PodStatus{}
+		delete(o.Annotations, kubelet.NetnsAnnotation)
+	case *gatewayv1.Gateway:
+		o.Status = gatewayv1.GatewayStatus{}
+	}
 }
 
 // takeOver keeps of the stored object what the manifest does not decide.

@@ -117,6 +117,37 @@ func TestApplyRefusesWhole(t *testing.T) {
 	}
 }
 
+// TestApplyDecidesIdentityItself: a uid is a directory's name and the pod's name to all components, an age decides between
+// policies, and a pod with somebody else's address in its status would take that one's place in the mesh.
+func TestApplyDecidesIdentityItself(t *testing.T) {
+	w := testWorld(t)
+	if _, err := newApplier(w).apply(decodeAll(t, `
+apiVersion: v1
+kind: Pod
+metadata:
+  name: imposter
+  namespace: shop
+  uid: ../../../tmp/x
+  creationTimestamp: "1970-01-02T00:00:00Z"
+  annotations: {lab.marrowmesh.io/netns: /proc/1/ns/net}
+spec: {nodeName: node-9, containers: [{name: a, command: [x]}]}
+status: {phase: Running, podIP: 10.244.1.2, podIPs: [{ip: 10.244.1.2}]}
+`)); err != nil {
+		t.Fatal(err)
+	}
+	o, ok := w.get(manifest.Key{Kind: "Pod", Namespace: "shop", Name: "imposter"})
+	if !ok {
+		t.Fatal("not stored")
+	}
+	p := o.(*corev1.Pod)
+	if p.Status.PodIP != "" || len(p.Status.PodIPs) != 0 || p.Status.Phase != "" {
+		t.Errorf("the manifest decided the status: %+v", p.Status)
+	}
+	if p.UID == "" || strings.Contains(string(p.UID), "/") || p.CreationTimestamp.Year() == 1970 || len(p.Annotations) != 0 {
+		t.Errorf("the manifest decided uid %q, age %v, annotations %v", p.UID, p.CreationTimestamp, p.Annotations)
+	}
+}
+
 func TestApplyKeepsWhatOthersSet(t *testing.T) {
 	w := testWorld(t)
 	a := newApplier(w)
