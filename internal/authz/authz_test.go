@@ -95,6 +95,8 @@ func TestFields(t *testing.T) {
 		{"service account", mesh.Match{ServiceAccounts: accounts("shop", "alice")}, "yes no no"},
 		{"service account of any trust domain", mesh.Match{ServiceAccounts: accounts("default", "bob")}, "no yes no"},
 		{"not service account", mesh.Match{NotServiceAccounts: accounts("shop", "alice")}, "no yes yes"},
+		{"service account of another namespace", mesh.Match{ServiceAccounts: accounts("default", "alice")}, "no no no"},
+		{"another service account of the namespace", mesh.Match{ServiceAccounts: accounts("shop", "bob")}, "no no no"},
 		{"empty service account is not nobody", mesh.Match{ServiceAccounts: accounts("", "")}, "no no no"},
 		{"source network", mesh.Match{SourceIPs: cidr("10.0.0.77/24")}, "yes yes yes"},
 		{"source elsewhere", mesh.Match{SourceIPs: cidr("10.0.1.0/24")}, "no no no"},
@@ -226,5 +228,29 @@ func TestJudgeNotes(t *testing.T) {
 	}
 	if !verdict.Allowed || !slices.Equal(got, want) {
 		t.Fatalf("verdict %+v, notes %q; want %q", verdict, got, want)
+	}
+}
+
+// TestNotesTellTheStep: each way to a verdict says which policy took it, the first one that matched.
+func TestNotesTellTheStep(t *testing.T) {
+	for _, tc := range []struct {
+		policies []*mesh.Policy
+		policy   string
+		want     string
+	}{
+		{[]*mesh.Policy{policy("d1", mesh.Deny, all), policy("d2", mesh.Deny, all)}, "ns/d1", "deny policy match ns/d1"},
+		{[]*mesh.Policy{policy("a1", mesh.Allow, all), policy("a2", mesh.Allow, all)}, "ns/a1", "allow policy match ns/a1"},
+		{[]*mesh.Policy{policy("a", mesh.Allow, none)}, "", "no allow policies matched"},
+		{[]*mesh.Policy{dry(policy("x", mesh.Allow, all))}, "", "dry-run: allow policy match ns/x, no allow policies, allow"},
+		{[]*mesh.Policy{dry(policy("x", mesh.Allow, none)), policy("a", mesh.Allow, all)}, "ns/a", "allow policy match ns/a"},
+	} {
+		v, _ := mesh.NewView().With(mesh.Batch{Policies: tc.policies})
+		var got []string
+		verdict := authz.Judge(v, &mesh.Workload{UID: "w", Namespace: "ns"}, facts(alice), func(e authz.Event) {
+			got = append(got, strings.TrimSpace(e.Text+" "+e.Policy))
+		})
+		if verdict.Policy != tc.policy || strings.Join(got, ", ") != tc.want {
+			t.Errorf("verdict %+v, notes %q; want %q by %q", verdict, got, tc.want, tc.policy)
+		}
 	}
 }

@@ -133,14 +133,15 @@ func TestLimit(t *testing.T) {
 
 func TestKeysAreKeptApart(t *testing.T) {
 	bubble(t, pool.Config{}, func(t *testing.T, w *bench) {
-		other, expects, from, dst := target, target, target, target
+		other, expects, more, last, from, dst := target, target, target, target, target, target
 		other.Source = b
-		expects.Expect = []identity.ID{b, a}
+		// Nobody may get a tunnel to somebody else than whom they expect, however many they expect.
+		expects.Expect, more.Expect, last.Expect = []identity.ID{a}, []identity.ID{b, a}, []identity.ID{b, b}
 		from.SourceIP = netip.MustParseAddr("10.0.0.9")
 		dst.Dst = netip.MustParseAddrPort("10.0.0.3:15008")
-		for i, k := range []pool.Target{target, other, expects, from, dst, target, expects} {
+		for i, k := range []pool.Target{target, other, expects, more, last, from, dst, target, expects, more} {
 			_ = w.open(k).Close()
-			if want := min(i+1, 5); w.dialled() != want {
+			if want := min(i+1, 7); w.dialled() != want {
 				t.Fatalf("after %d requests %d connections, want %d", i+1, w.dialled(), want)
 			}
 		}
@@ -247,6 +248,15 @@ func TestCapacity(t *testing.T) {
 		_ = w.open(at(3)).Close()
 		if w.dialled() != 4 {
 			t.Error("the latest connection was evicted")
+		}
+		// The one that was used again outlives the one that was opened after it.
+		<-time.After(time.Second)
+		_ = w.open(at(2)).Close()
+		<-time.After(time.Second)
+		_ = w.open(at(4)).Close()
+		before := w.dialled()
+		if _ = w.open(at(2)).Close(); w.dialled() != before {
+			t.Error("the connection used last but one was evicted")
 		}
 	})
 }
