@@ -288,7 +288,7 @@ func (p *Process) Exec(argv, env []string, stdin *os.File, stdout, stderr io.Wri
 	var err error
 	handled := p.cmd.Process.WithHandle(func(pidfd uintptr) {
 		err = onLostThread(func() error {
-			if err := enter(int(pidfd)); err != nil {
+			if err := enter(p.PID(), int(pidfd)); err != nil {
 				return err
 			}
 			// Looked up here, where the process's own files are seen.

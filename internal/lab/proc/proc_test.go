@@ -361,3 +361,34 @@ func TestShareProc(t *testing.T) {
 func TestUnprivileged(t *testing.T) {
 	nstest.AsNobody(t, "OwnResolvConf|View|Status|NothingOutlives|Exec|ShareProc")
 }
+
+func TestExecSharesRoot(t *testing.T) {
+	// With /usr merged, programs run with /usr as their root directory.
+	for _, path := range []string{"/usr/lib64/ld-linux-x86-64.so.2", "/usr/bin/sleep", "/usr/bin/sh"} {
+		if _, err := os.Stat(path); err != nil {
+			t.Skipf("%s is needed: %v", path, err)
+		}
+	}
+	p, err := Start(Spec{Name: "test pod", Netns: podNetns(t), Argv: []string{"chroot", "/usr", "/bin/sleep", "60"}, Env: []string{"PATH=/usr/sbin:/usr/bin:/bin"}})
+	if err != nil {
+		t.Fatalf("start: %v", err)
+	}
+	t.Cleanup(func() { _ = p.Signal(syscall.SIGKILL) })
+	root := ""
+	for end := time.Now().Add(10 * time.Second); root != "/usr" && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		root, _ = os.Readlink(fmt.Sprintf("/proc/%d/root", p.PID()))
+	}
+	stdin, err := os.Open(os.DevNull) // there is no /dev in /usr
+	if err != nil {
+		t.Fatalf("open %s: %v", os.DevNull, err)
+	}
+	defer func() { _ = stdin.Close() }()
+	var out, errs bytes.Buffer
+	e, err := p.Exec([]string{"sh", "-c", "test -d /share && test ! -e /usr && echo inside"}, nil, stdin, &out, &errs)
+	if err != nil {
+		t.Fatalf("exec: %v", err)
+	}
+	if status, err := e.Wait(t.Context()); err != nil || status.Code != 0 || out.String() != "inside\n" {
+		t.Errorf("status %v, error %v, output %q, errors %q; want the command to see the process's root %s", status, err, out.String(), errs.String(), root)
+	}
+}

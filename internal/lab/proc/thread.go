@@ -48,15 +48,29 @@ func onLostThread(fn func() error) error {
 
 // enter moves the thread into the network, mount and pid namespaces of the
 // process that the pidfd stands for; of the last only the thread's next
-// children take notice.
-func enter(pidfd int) error {
+// children take notice. A mount namespace is entered at its own root, which is
+// not the process's where the lab was started under chroot, so the process's
+// root is taken over as well.
+func enter(pid, pidfd int) error {
+	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open the root directory of process %d: %w", pid, err)
+	}
+	defer func() { _ = unix.Close(root) }()
 	// The kernel lets a thread change its mount namespace only when it shares
 	// its idea of / and of the working directory with nobody.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("unshare fs: %w", err)
 	}
+	// The pidfd proves that the pid was still the process's when its root was opened.
 	if err := unix.Setns(pidfd, unix.CLONE_NEWNET|unix.CLONE_NEWPID|unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("enter the network, pid and mount namespaces: %w", err)
+	}
+	if err := unix.Fchdir(root); err != nil {
+		return fmt.Errorf("go to the root directory of process %d: %w", pid, err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("make the root directory of process %d our own: %w", pid, err)
 	}
 	return nil
 }
