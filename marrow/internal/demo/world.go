@@ -200,8 +200,12 @@ func (w *world) hold(ctx context.Context) *held {
 	return h
 }
 
-// alive says whether the connection is still being driven.
+// alive says whether the connection is still being driven. There is none when
+// the step that should open it has failed.
 func (h *held) alive() bool {
+	if h == nil {
+		return false
+	}
 	select {
 	case <-h.done:
 		return false
@@ -211,6 +215,9 @@ func (h *held) alive() bool {
 }
 
 func (h *held) end() {
+	if h == nil {
+		return
+	}
 	h.cancel()
 	<-h.done
 }
