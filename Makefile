@@ -24,7 +24,7 @@ need-go:
 
 .PHONY: build
 build: need-go ## static binaries of ztunnel, waypoint, istiod-lite, cni and marrow in bin/
-	@echo "building bin/{ztunnel,waypoint,istiod-lite,cni,marrow} (a first build downloads modules and takes a few minutes)"
+	@echo "building bin/{ztunnel,waypoint,istiod-lite,cni,marrow} (a first build downloads modules and takes a few minutes)" >&2
 	@mkdir -p $(BIN)
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./,$(PROGRAMS))
 
