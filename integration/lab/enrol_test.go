@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -143,42 +144,68 @@ func TestOptOut(t *testing.T) {
 	w.dark(w.wired(func() { w.mustAsk("client", "http://near/") }))
 }
 
-// TestBornEnrolled: a pod that is created in the mesh sends its very first connection through it.
+// eager is a pod whose first act is to speak to server, before any probe or control loop.
+func (w *world) eager(name, node string) string {
+	w.t.Helper()
+	yaml := strings.NewReplacer(
+		"command: [marrow, app, serve]", "command: [marrow, app, client]",
+		`args: ["--name=`+name+`", "--marker=`+w.marker+`", "--listen=:8080", "--tcp=:9090"]`,
+		`args: ["--url=`+podURL(w.ip("server"))+`", "--marker=`+w.marker+`", "--count=20", "--each", "--timeout=10s"]`,
+		"      ports: [{containerPort: 8080}, {containerPort: 9090}]\n      readinessProbe:\n        httpGet: {path: /healthz, port: 8080}\n        periodSeconds: 1\n", "",
+		"  terminationGracePeriodSeconds: 1\n", "  terminationGracePeriodSeconds: 1\n  restartPolicy: Never\n",
+	).Replace(w.pod(name, node))
+	if !strings.Contains(yaml, "--count=20") || strings.Contains(yaml, "readinessProbe") {
+		w.t.Fatalf("the pod is not eager:\n%s", yaml)
+	}
+	return yaml
+}
+
+func (w *world) said(pod string) string {
+	w.t.Helper()
+	var log strings.Builder
+	if err := w.c.Logs(w.t.Context(), &log, w.target(pod), false, 0); err != nil {
+		return ""
+	}
+	return log.String()
+}
+
+// served waits until an eager pod has ended and wants all its requests answered.
+func (w *world) served(name string) {
+	w.t.Helper()
+	w.eventually(20*time.Second, name+" is done", func() error {
+		if phase := w.podObject(name).Status.Phase; phase != "Succeeded" {
+			return fmt.Errorf("phase %s", phase)
+		}
+		return nil
+	})
+	if log := w.said(name); strings.Count(log, `"status":200`) != 20 || strings.Contains(log, `"error"`) {
+		w.t.Errorf("%s: not all of 20 requests were answered: %s", name, firstLine([]byte(log)))
+	}
+}
+
+// TestBornEnrolled: a pod that is created in the mesh sends its very first connection through it, and does not start
+// while nobody can take it in.
 func TestBornEnrolled(t *testing.T) {
 	w := newWorld(t, "born", true)
 	tap := w.tap()
-	var born []string
-	for i := range 3 {
-		name := fmt.Sprintf("eager-%d", i)
-		born = append(born, name)
-		// Its first act is to speak, before any probe or control loop.
-		yaml := strings.NewReplacer(
-			"command: [marrow, app, serve]", "command: [marrow, app, client]",
-			`args: ["--name=`+name+`", "--marker=`+w.marker+`", "--listen=:8080", "--tcp=:9090"]`,
-			`args: ["--url=http://`+w.ip("server").String()+`:8080/", "--marker=`+w.marker+`", "--count=20", "--each", "--timeout=10s"]`,
-			"      ports: [{containerPort: 8080}, {containerPort: 9090}]\n      readinessProbe:\n        httpGet: {path: /healthz, port: 8080}\n        periodSeconds: 1\n", "",
-			"  terminationGracePeriodSeconds: 1\n", "  terminationGracePeriodSeconds: 1\n  restartPolicy: Never\n",
-		).Replace(w.pod(name, []string{"node-1", "node-2"}[i%2]))
-		if !strings.Contains(yaml, "--count=20") || strings.Contains(yaml, "readinessProbe") {
-			t.Fatalf("the pod is not eager:\n%s", yaml)
-		}
-		w.apply(yaml)
-	}
-	for _, name := range born {
-		w.eventually(20*time.Second, name+" is done", func() error {
-			if phase := w.podObject(name).Status.Phase; phase != "Succeeded" {
-				return fmt.Errorf("phase %s", phase)
-			}
-			return nil
-		})
-		var log strings.Builder
-		if err := w.c.Logs(t.Context(), &log, w.target(name), false, 0); err != nil {
+	w.apply(w.eager("eager-1", "node-1") + w.eager("eager-2", "node-2"))
+	w.served("eager-1")
+	w.served("eager-2")
+	agent := func(sig syscall.Signal) {
+		t.Helper()
+		if _, err := w.c.Kill(t.Context(), component("cni-node-2"), sig); err != nil {
 			t.Fatal(err)
 		}
-		if n := strings.Count(log.String(), `"status":200`); n != 20 || strings.Contains(log.String(), `"error"`) {
-			t.Errorf("%s: %d of 20 requests were answered:\n%s", name, n, firstLine([]byte(log.String())))
-		}
 	}
+	agent(syscall.SIGSTOP)
+	defer agent(syscall.SIGCONT)
+	w.apply(w.eager("eager-3", "node-2"))
+	time.Sleep(1200 * time.Millisecond)
+	if log := w.said("eager-3"); log != "" {
+		t.Errorf("a pod started while the agent of its node was stopped: %s", firstLine([]byte(log)))
+	}
+	agent(syscall.SIGCONT)
+	w.served("eager-3")
 	w.dark(tap.stop(w.marker))
 }
 

@@ -82,7 +82,7 @@ func prepare() (place, error) {
 // them belongs to this test and to nobody beside it.
 func (p place) apart(t *testing.T) place {
 	t.Helper()
-	dir, err := os.MkdirTemp(p.dir, "t-")
+	dir, err := os.MkdirTemp(p.dir, "t-") //nolint:usetesting // all of a lab's files lie below one place
 	if err != nil {
 		t.Fatal(err)
 	}
