@@ -294,10 +294,10 @@ func (f *waypointFlags) runDelete(ctx context.Context, c *cobra.Command, client 
 	if err != nil {
 		return err
 	}
-	found := map[string]bool{}
+	found, every := map[string]bool{}, len(names) == 0
 	for _, g := range gs {
 		found[g.Name] = true
-		if len(names) == 0 && (f.spec.Revision == "" || g.Labels[waypoint.RevLabel] == f.spec.Revision) {
+		if every && (f.spec.Revision == "" || g.Labels[waypoint.RevLabel] == f.spec.Revision) {
 			names = append(names, g.Name)
 		}
 	}
