@@ -218,8 +218,10 @@ func TestChangesSpareConnections(t *testing.T) {
 	}()
 	const samples = "../../manifests/samples/demo/"
 	for _, change := range [][]string{
-		{"apply", "-f", samples + "canary.yaml"}, {"delete", "-f", samples + "canary.yaml"},
-		{"apply", "-f", samples + "faults.yaml"}, {"apply", "-f", samples + "get-only.yaml"},
+		{"apply", "-f", samples + "canary.yaml"},
+		{"delete", "-f", samples + "canary.yaml"},
+		{"apply", "-f", samples + "faults.yaml"},
+		{"apply", "-f", samples + "get-only.yaml"},
 	} {
 		l.must(append([]string{"lab"}, change...)...)
 		time.Sleep(time.Second)

@@ -206,7 +206,7 @@ func (r *Reader) Uint32(name string, def uint32, about ...string) uint32 {
 
 // Port reads a TCP or UDP port; 0 lets the kernel choose.
 func (r *Reader) Port(name string, def uint16, about ...string) uint16 {
-	return uint16(r.IntIn(name, int(def), 0, 65535, about...)) //nolint:gosec // bounded by IntIn
+	return uint16(r.IntIn(name, int(def), 0, 65535, about...)) // bounded by IntIn
 }
 
 // IP reads an address; unset or empty gives def, which may be the zero Addr.
@@ -230,12 +230,12 @@ func (r *Reader) Addr(name, def string, about ...string) string {
 	if v == def {
 		return v
 	}
-	i := strings.LastIndexByte(v, ':')
-	if i < 0 {
+	_, after, ok := strings.CutLast(v, ":")
+	if !ok {
 		r.Fail(name, v, "must be host:port")
 		return def
 	}
-	if _, err := strconv.ParseUint(v[i+1:], 10, 16); err != nil {
+	if _, err := strconv.ParseUint(after, 10, 16); err != nil {
 		r.Fail(name, v, "must end in a port from 0 to 65535")
 		return def
 	}

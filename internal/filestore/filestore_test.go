@@ -229,7 +229,7 @@ func TestWatchSeesEveryLastState(t *testing.T) {
 	follow(t, ch, state, func() bool { return maps.Equal(state, want) })
 	wg.Wait()
 	cancel()
-	for range ch { //nolint:revive // the channel ends when the watcher has ended
+	for range ch { // the channel ends when the watcher has ended
 	}
 }
 
@@ -251,7 +251,7 @@ func TestMalformedFileKeepsLastGood(t *testing.T) {
 	must(t, os.RemoveAll(filepath.Join(s.Dir(), "core")))
 	follow(t, ch, state, func() bool { return len(state) == 0 })
 	cancel()
-	for range ch { //nolint:revive // the channel ends when the watcher has ended
+	for range ch { // the channel ends when the watcher has ended
 	}
 }
 

@@ -86,7 +86,7 @@ func NewClient(nc net.Conn, cfg Config) *Conn {
 	c := newConn(nc, cfg, client)
 	c.set.next = 1
 	c.mu.Lock()
-	c.out.Write([]byte(http2.ClientPreface))
+	_, _ = c.out.Write([]byte(http2.ClientPreface)) // queues, which cannot fail
 	c.greet()
 	c.kick()
 	c.mu.Unlock()
@@ -230,7 +230,7 @@ func (c *Conn) finalGoAway() {
 
 // finishIfIdle ends a connection that goes away when its last stream did.
 func (c *Conn) finishIfIdle() {
-	if c.err != nil || len(c.set.open) > 0 || !(c.life.peerGone || c.life.final) {
+	if c.err != nil || len(c.set.open) > 0 || (!c.life.peerGone && !c.life.final) {
 		return
 	}
 	if c.role == client && c.set.reserved > 0 && !c.life.peerGone {

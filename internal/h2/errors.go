@@ -60,7 +60,7 @@ func (e *ResetError) Error() string {
 
 // Is makes a reset that only says "no more of this" a broken pipe.
 func (e *ResetError) Is(target error) bool {
-	if target != syscall.EPIPE { //nolint:errorlint // Is compares, it must not unwrap
+	if target != syscall.EPIPE {
 		return false
 	}
 	return e.Code == NoError || e.Code == Cancel || e.Code == StreamClosed

@@ -139,7 +139,7 @@ func (w *wire) want(skip []string, want ...string) {
 	}
 }
 
-var settingsOnly = []string{"SETTINGS", "WINDOW_UPDATE"} //nolint:gochecknoglobals // test constant
+var settingsOnly = []string{"SETTINGS", "WINDOW_UPDATE"}
 
 func okHandler(s *Stream, _ []Field) {
 	if s.Respond([]Field{{":status", "200"}}, false) == nil {

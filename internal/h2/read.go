@@ -282,6 +282,7 @@ func (c *Conn) onSetting(s http2.Setting) error {
 		c.peer.maxHeaders = s.Val
 	case http2.SettingHeaderTableSize:
 		c.out.enc.SetMaxDynamicTableSize(min(s.Val, 4096))
+	default: // the other settings speak of what we do not send (RFC 9113 6.5.2: ignore)
 	}
 	return nil
 }

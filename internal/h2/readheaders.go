@@ -59,7 +59,7 @@ func (c *Conn) onResponse(s *Stream, f *http2.MetaHeadersFrame) error {
 		return nil
 	case err != nil || len(status) != 3 || code < 100 || len(f.PseudoFields()) != 1:
 		c.resetStream(s, &ResetError{Code: ProtocolError, Reason: "malformed response: status " + strconv.Quote(status)})
-		return nil
+		return nil //nolint:nilerr // the stream is refused; the connection goes on
 	case code < 200:
 		s.header.informal++
 		if f.StreamEnded() || code == 101 || s.header.informal > maxInformational {

@@ -164,6 +164,7 @@ func (s *Stream) readCause() error {
 			return io.EOF
 		case StreamClosed:
 			return fmt.Errorf("%w: %w", r, syscall.EPIPE)
+		default: // what was lost is the cause, as it stands
 		}
 	}
 	return s.cause
@@ -249,7 +250,7 @@ func (s *Stream) CloseCode(code Code) error {
 	}
 	s.closed = true
 	s.onAbort = nil
-	if s.cause == nil && !(s.localEnd && s.remoteEnd) {
+	if s.cause == nil && (!s.localEnd || !s.remoteEnd) {
 		s.c.resetStream(s, &ResetError{Code: code})
 	}
 	s.c.consumed(s, s.in.drop())

@@ -115,7 +115,7 @@ func (c *Client) Wait() { c.conn.Wait() }
 
 func checkHeader(h Header) error {
 	if h.Name == "" || strings.ContainsFunc(h.Name, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || strings.ContainsRune("!#$%&'*+-.^_`|~", r))
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~", r)
 	}) {
 		return fmt.Errorf("header name %q is not a lower-case token", h.Name)
 	}
@@ -126,17 +126,17 @@ func checkHeader(h Header) error {
 }
 
 func join(hdr []Header, name string) string {
-	var out string
+	var out strings.Builder
 	found := false
 	for _, h := range hdr {
 		if h.Name != name {
 			continue
 		}
 		if found {
-			out += ","
+			out.WriteString(",")
 		}
-		out += h.Value
+		out.WriteString(h.Value)
 		found = true
 	}
-	return out
+	return out.String()
 }

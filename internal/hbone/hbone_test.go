@@ -284,8 +284,8 @@ func TestServesForeignClient(t *testing.T) {
 			echo(ctx, in)
 		})
 	}()
-	tr := &http2.Transport{AllowHTTP: true}
-	cc, err := tr.NewClientConn(a)
+	tr := &http2.Transport{AllowHTTP: true} //nolint:staticcheck // it takes a connection that is there
+	cc, err := tr.NewClientConn(a)          //nolint:staticcheck // it takes a connection that is there
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -322,6 +322,7 @@ func TestAsksForeignServer(t *testing.T) {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
+		//nolint:staticcheck // it takes a connection that is there
 		(&http2.Server{}).ServeConn(b, &http2.ServeConnOpts{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Host == "denied:1" {
 				w.WriteHeader(http.StatusUnauthorized)

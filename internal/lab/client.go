@@ -199,7 +199,7 @@ func (c *Client) Get(ctx context.Context, k Kind, namespace, name string) ([]man
 // Get lists objects by Go type: Get[*corev1.Pod](ctx, c, "shop", "").
 func Get[T manifest.Object](ctx context.Context, c *Client, namespace, name string) ([]T, error) {
 	// KeyOf reads the object's name, so it needs one that is there.
-	blank, ok := reflect.New(reflect.TypeFor[T]().Elem()).Interface().(T)
+	blank, ok := reflect.TypeAssert[T](reflect.New(reflect.TypeFor[T]().Elem()))
 	if !ok {
 		return nil, fmt.Errorf("%v is no pointer to an object", reflect.TypeFor[T]())
 	}

@@ -17,15 +17,26 @@ type State struct{ Dir string }
 // StateOf is the directory of the lab of that name.
 func StateOf(root, name string) State { return State{Dir: filepath.Join(root, name)} }
 
-// The files of a lab.
-func (s State) Socket() string  { return filepath.Join(s.Dir, "control.sock") }
+// Socket is where the lab is controlled.
+func (s State) Socket() string { return filepath.Join(s.Dir, "control.sock") }
+
+// Objects is the directory of the object store.
 func (s State) Objects() string { return filepath.Join(s.Dir, "objects") }
-func (s State) Logs() string    { return filepath.Join(s.Dir, "logs") }
-func (s State) CA() string      { return filepath.Join(s.Dir, "ca") }
-func (s State) JWKS() string    { return filepath.Join(s.Dir, "jwks.json") }
-func (s State) Log() string     { return filepath.Join(s.Dir, "lab.log") }
-func (s State) info() string    { return filepath.Join(s.Dir, "info.json") }
-func (s State) lock() string    { return filepath.Join(s.Dir, "lock") }
+
+// Logs is the directory of the containers' logs.
+func (s State) Logs() string { return filepath.Join(s.Dir, "logs") }
+
+// CA is the directory of the mesh's root certificate and key.
+func (s State) CA() string { return filepath.Join(s.Dir, "ca") }
+
+// JWKS is the file of the keys that verify the lab's tokens.
+func (s State) JWKS() string { return filepath.Join(s.Dir, "jwks.json") }
+
+// Log is the lab's own log.
+func (s State) Log() string { return filepath.Join(s.Dir, "lab.log") }
+
+func (s State) info() string { return filepath.Join(s.Dir, "info.json") }
+func (s State) lock() string { return filepath.Join(s.Dir, "lock") }
 
 // Node is the directory of a node's shared sockets, host side.
 func (s State) Node(node string) string { return filepath.Join(s.Dir, "nodes", node) }

@@ -170,7 +170,7 @@ func (l *Lab) settle(ctx context.Context, o Options, objects []manifest.Object) 
 			o.Progress(Progress{Time: time.Now(), Text: text})
 		}
 	}
-	if err := l.Client.Progress(ctx, o.Progress); err != nil {
+	if err := l.Progress(ctx, o.Progress); err != nil {
 		return err
 	}
 	if len(objects) > 0 {

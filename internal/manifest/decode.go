@@ -239,7 +239,7 @@ func protoPart(o Object, part string) protoreflect.MessageDescriptor {
 	if !f.IsValid() || !f.CanAddr() {
 		return nil
 	}
-	m, ok := f.Addr().Interface().(proto.Message)
+	m, ok := reflect.TypeAssert[proto.Message](f.Addr())
 	if !ok {
 		return nil
 	}

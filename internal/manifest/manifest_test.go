@@ -94,7 +94,7 @@ func TestEncodeRoundTrips(t *testing.T) {
 		}
 	}
 	policy := decode(t, shop)[1].(*clientsecurity.AuthorizationPolicy)
-	if policy.Spec.Selector == nil || len(policy.Spec.Rules) != 2 {
+	if policy.Spec.GetSelector() == nil || len(policy.Spec.GetRules()) != 2 {
 		t.Errorf("an empty selector and an empty rule mean something, got %v", &policy.Spec)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"hash/maphash"
 	"iter"
 	"net/netip"
+	"slices"
 	"sort"
 	"strings"
 )
@@ -95,9 +96,9 @@ func rank(w *Workload) int {
 // WorkloadByPod finds the workload of a pod; an empty node stands for any node.
 func (v *View) WorkloadByPod(node, namespace, name, serviceAccount string) *Workload {
 	found, _ := v.byPod.get(podKey{namespace, name, serviceAccount})
-	for i := len(found) - 1; i >= 0; i-- {
-		if node == "" || found[i].Node == node {
-			return found[i]
+	for _, f := range slices.Backward(found) {
+		if node == "" || f.Node == node {
+			return f
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/marrowmesh/marrow/internal/identity"
 )
@@ -151,12 +152,7 @@ func (w *Workload) Identity() identity.ID { return w.ID }
 
 // HasAddr says whether ip is one of the workload's addresses.
 func (w *Workload) HasAddr(ip netip.Addr) bool {
-	for _, a := range w.Addresses {
-		if a == ip {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(w.Addresses, ip)
 }
 
 // Membership returns the workload's place in a service, nil if it is no endpoint of it.
@@ -174,9 +170,9 @@ func (m *Membership) Target(port uint16) (uint16, bool) { return target(m.Ports,
 
 // target returns the last mapping of a port, as duplicates are resolved on the wire.
 func target(ports []PortMapping, port uint16) (uint16, bool) {
-	for i := len(ports) - 1; i >= 0; i-- {
-		if ports[i].Service == port {
-			return ports[i].Target, true
+	for _, m := range slices.Backward(ports) {
+		if m.Service == port {
+			return m.Target, true
 		}
 	}
 	return 0, false

@@ -138,7 +138,7 @@ func (n *Netns) applyRouting(s ruleset.Set) error {
 	}
 	defer h.Close()
 	for _, r := range s.Rules {
-		if err := h.RuleAdd(policyRule(r)); err != nil && !errors.Is(err, unix.EEXIST) && !(r.V6 && errors.Is(err, unix.EAFNOSUPPORT)) {
+		if err := h.RuleAdd(policyRule(r)); err != nil && !errors.Is(err, unix.EEXIST) && (!r.V6 || !errors.Is(err, unix.EAFNOSUPPORT)) {
 			return fmt.Errorf("ip rule pref %d in %v: %w", r.Priority, n, err)
 		}
 	}
@@ -242,7 +242,7 @@ func addTable(c *nftables.Conn, t ruleset.Table) error {
 		if ch.Hook != "" {
 			chain.Type = nftables.ChainType(ch.Kind)
 			chain.Hooknum = hooknum(ch.Hook)
-			chain.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(ch.Priority))
+			chain.Priority = new(nftables.ChainPriority(ch.Priority))
 		}
 		chains[i] = c.AddChain(chain)
 	}

@@ -54,7 +54,7 @@ func NetnsFromFD(fd int) (*Netns, error) {
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	return &Netns{file: os.NewFile(uintptr(fd), "netns"), dev: uint64(st.Dev), ino: st.Ino}, nil
+	return &Netns{file: os.NewFile(uintptr(fd), "netns"), dev: st.Dev, ino: st.Ino}, nil
 }
 
 func checkNetns(fd int) error {

@@ -19,8 +19,10 @@ type Build struct {
 // BuildInfo reads what the Go linker recorded. istioVersion is the version the
 // deployment says it belongs to.
 func BuildInfo(istioVersion string) Build {
-	b := Build{Version: "devel", GitRevision: "unknown", RustVersion: runtime.Version(), BuildProfile: "release",
-		BuildStatus: "Clean", IstioVersion: istioVersion, CryptoModule: "go-crypto"}
+	b := Build{
+		Version: "devel", GitRevision: "unknown", RustVersion: runtime.Version(), BuildProfile: "release",
+		BuildStatus: "Clean", IstioVersion: istioVersion, CryptoModule: "go-crypto",
+	}
 	if b.IstioVersion == "" {
 		b.IstioVersion = "unknown"
 	}

@@ -126,13 +126,14 @@ func appendValue(b []byte, f *Field, asJSON bool) []byte {
 	case zapcore.Int64Type, zapcore.Int32Type, zapcore.Int16Type, zapcore.Int8Type:
 		return strconv.AppendInt(b, f.Integer, 10)
 	case zapcore.Uint64Type, zapcore.Uint32Type, zapcore.Uint16Type, zapcore.Uint8Type:
-		return strconv.AppendUint(b, uint64(f.Integer), 10) //nolint:gosec // zap stores the bits
+		return strconv.AppendUint(b, uint64(f.Integer), 10) // zap stores the bits
 	case zapcore.Float64Type:
-		return appendFloat(b, math.Float64frombits(uint64(f.Integer))) //nolint:gosec // zap stores the bits
+		return appendFloat(b, math.Float64frombits(uint64(f.Integer))) // zap stores the bits
 	case zapcore.DurationType:
 		return text(time.Duration(f.Integer).String())
 	case zapcore.ErrorType, zapcore.StringerType:
 		return text(fmt.Sprint(f.Interface))
+	default: // values of other kinds are told apart by their Go type below
 	}
 	switch v := f.Interface.(type) {
 	case netip.AddrPort:

@@ -72,8 +72,10 @@ func TestAdminPages(t *testing.T) {
 		t.Fatal(err)
 	}
 	quits := 0
-	h := NewAdmin(AdminConfig{Title: "ztunnel", Levels: levels, Quit: func() { quits++ },
-		Dump: func() (any, error) { return map[string]string{"a": "<b>"}, nil }})
+	h := NewAdmin(AdminConfig{
+		Title: "ztunnel", Levels: levels, Quit: func() { quits++ },
+		Dump: func() (any, error) { return map[string]string{"a": "<b>"}, nil },
+	})
 	do := func(method, url string) (int, string) {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(method, "http://localhost:15000"+url, nil))

@@ -74,7 +74,7 @@ func (l *Logger) Named(scope string) *Logger {
 	if l.scope != "" {
 		full = l.scope + "::" + scope
 	}
-	c := l.z.Core().(*core) //nolint:errcheck // made only by NewLogger and here
+	c := l.z.Core().(*core) // made only by NewLogger and here
 	gate := l.levels.gate(full)
 	return &Logger{z: zap.New(&core{out: c.out, gate: gate, with: c.with}), scope: full, levels: l.levels}
 }

@@ -88,8 +88,7 @@ func Both(ctx context.Context, down, up Duplex, onBytes func(sent, received int6
 func oneWay(dst, src Duplex, count func(int64), fail func()) error {
 	err := pump(dst, src, count)
 	if err != nil {
-		var w *writeError
-		if errors.As(err, &w) {
+		if w, ok := errors.AsType[*writeError](err); ok {
 			// Nobody takes our bytes any more, but what the same peer sent
 			// before may still be on its way to us: the other direction
 			// reads it to its end, which a reset makes come soon.

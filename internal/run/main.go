@@ -21,6 +21,12 @@ const (
 	ExitSignal = 130
 )
 
+// exitCoder is an error that chooses the exit code.
+type exitCoder interface {
+	error
+	ExitCode() int
+}
+
 // Main is the frame of a program: fn gets a context that ends at the first
 // SIGTERM or SIGINT, and its error becomes the exit code. A second SIGINT ends
 // the process without ceremony. An error with a method ExitCode() int chooses
@@ -64,11 +70,7 @@ func ExitCode(name string, stderr io.Writer, err error) int {
 		return ExitOK
 	}
 	_, _ = fmt.Fprintf(stderr, "%s: %v\n", name, err)
-	var coded interface {
-		error
-		ExitCode() int
-	}
-	if errors.As(err, &coded) {
+	if coded, ok := errors.AsType[exitCoder](err); ok {
 		return coded.ExitCode()
 	}
 	return ExitFailed

@@ -285,7 +285,7 @@ func (c *Client) handle(ctx context.Context, stream discovery.AggregatedDiscover
 	defer c.mu.Unlock()
 	// The stream's end reports a failed send.
 	_ = stream.Send(answer)
-	if ts != nil && answer.ErrorDetail == nil && !ts.acked {
+	if ts != nil && answer.GetErrorDetail() == nil && !ts.acked {
 		ts.acked = true
 		c.checkSynced()
 	}

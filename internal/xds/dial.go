@@ -72,6 +72,7 @@ func DialControlPlane(address string, o DialOptions) (*grpc.ClientConn, error) {
 	}
 	opts := []grpc.DialOption{
 		grpc.WithTransportCredentials(&rootedTLS{host: u.Hostname(), root: o.RootCA, alt: o.AltName}),
+		grpc.WithAuthority(u.Hostname()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		// The first attempts come fast: at the start of a node everything starts at once.
@@ -171,7 +172,7 @@ func (t *rootedTLS) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, e
 }
 
 func (t *rootedTLS) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", ServerName: t.host}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 func (t *rootedTLS) Clone() credentials.TransportCredentials {

@@ -64,7 +64,7 @@ func (c *Client) Run(ctx context.Context, path string, h Handler) error {
 		wait(ctx, delay)
 		delay = min(2*delay, retryLimit)
 	}
-	return nil
+	return nil //nolint:nilerr // ctx has ended, and what went wrong before is in the log
 }
 
 func wait(ctx context.Context, d time.Duration) {
@@ -83,7 +83,7 @@ func (c *Client) once(ctx context.Context, path string, h Handler) (greeted bool
 	if err != nil {
 		return false, 0, err
 	}
-	conn := raw.(*net.UnixConn) //nolint:errcheck,forcetypeassert // what dialling unixpacket gives
+	conn := raw.(*net.UnixConn) // what dialling unixpacket gives
 	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()

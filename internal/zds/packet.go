@@ -172,8 +172,10 @@ func noDescriptors(fds []int) error {
 }
 
 func encodeAdd(uid string, i Info) ([]byte, error) {
-	return marshalRequest(&zdspb.WorkloadRequest{Payload: &zdspb.WorkloadRequest_Add{Add: &zdspb.AddWorkload{Uid: uid,
-		WorkloadInfo: &zdspb.WorkloadInfo{Name: i.Name, Namespace: i.Namespace, ServiceAccount: i.ServiceAccount}}}})
+	return marshalRequest(&zdspb.WorkloadRequest{Payload: &zdspb.WorkloadRequest_Add{Add: &zdspb.AddWorkload{
+		Uid:          uid,
+		WorkloadInfo: &zdspb.WorkloadInfo{Name: i.Name, Namespace: i.Namespace, ServiceAccount: i.ServiceAccount},
+	}}})
 }
 
 func encodeKeep(uid string) ([]byte, error) {

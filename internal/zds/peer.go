@@ -152,7 +152,7 @@ func (p *peer) exchange(ctx context.Context, b []byte, fd int) (answer, err erro
 	if err := decodeAck(in); errors.Is(err, ErrPacket) {
 		return nil, err
 	} else if err != nil {
-		return err, nil //nolint:nilerr // the proxy's refusal is an answer
+		return err, nil // the proxy's refusal is an answer
 	}
 	return nil, nil
 }

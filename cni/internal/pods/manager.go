@@ -144,7 +144,7 @@ func (m *Manager) Run(ctx context.Context) error {
 			case b, ok := <-batches:
 				if !ok {
 					if ctx.Err() != nil {
-						return nil
+						return nil //nolint:nilerr // it ended because it was told to
 					}
 					return errors.New("the source of pods ended")
 				}

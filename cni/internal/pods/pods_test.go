@@ -105,7 +105,7 @@ func (s space) Undo(ruleset.Set) error       { s.w.note("rules out %s", s.path);
 func (s space) DupFD() (int, error)          { return 3, nil }
 func (s space) Close() error                 { return nil }
 
-var ip1 = netip.MustParseAddr("10.0.0.1") //nolint:gochecknoglobals // test constant
+var ip1 = netip.MustParseAddr("10.0.0.1")
 
 func run1(t *testing.T, fn func(t *testing.T, w *world)) {
 	t.Helper()

@@ -12,7 +12,7 @@ import (
 	"github.com/marrowmesh/marrow/internal/netsys/ruleset"
 )
 
-var update = flag.Bool("update", false, "rewrite the golden files") //nolint:gochecknoglobals // test flag
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 func defaults() Options {
 	return Options{

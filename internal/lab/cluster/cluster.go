@@ -133,17 +133,13 @@ func (c *cluster) serve(ctx context.Context, box *sandbox.Box) error {
 	}
 	c.world = newWorld(store)
 	c.applier = newApplier(c.world)
-	waypoint, err := c.waypoint()
-	if err != nil {
-		return err
-	}
 	// What serves outlives ctx: pods end through the network, the DNS and the
 	// control plane.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	g := run.NewGroup(life)
 	c.kubelet = kubelet.New(life, kubelet.Config{
-		World: c.world, Fabric: c.fabric, Tokens: issuer, State: c.state, Waypoint: waypoint,
+		World: c.world, Fabric: c.fabric, Tokens: issuer, State: c.state, Waypoint: c.waypoint(),
 		Path: c.path(), Mesh: !c.spec.NoMesh, Note: c.story.tell,
 	})
 	if err := c.startServices(life, g, store); err != nil {

@@ -333,7 +333,7 @@ func (c *cluster) getProgress(w http.ResponseWriter, r *http.Request) error {
 		lines, more := c.story.after(n)
 		for _, p := range lines {
 			if enc.Encode(p) != nil || p.Final {
-				return nil
+				return nil //nolint:nilerr // the client has left
 			}
 		}
 		n += len(lines)

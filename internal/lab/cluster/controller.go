@@ -230,6 +230,7 @@ func netService(svc *corev1.Service, behind []plan.Backing) fabric.Service {
 			port.Protocol = fabric.UDP
 		case corev1.ProtocolSCTP:
 			continue
+		default: // TCP, also where nothing is said
 		}
 		port.Endpoints = append(plan.Backends(p, behind, false), plan.Backends(p, behind, true)...)
 		out.Ports = append(out.Ports, port)

@@ -45,7 +45,7 @@ func (c *cluster) postExec(w http.ResponseWriter, r *http.Request) error {
 	_ = conn.SetDeadline(time.Time{})
 	// From here on errors are results on the connection.
 	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+lab.ExecProtocol+"\r\n\r\n"); err != nil {
-		return nil //nolint:nilerr // the client has left
+		return nil // the client has left
 	}
 	res := execute(conn, start)
 	_ = json.NewEncoder(conn).Encode(res)

@@ -89,7 +89,7 @@ func up(t *testing.T, o lab.Options) *lab.Lab {
 	o.NoMesh = true
 	if o.Root == "" {
 		// Not t.TempDir: a unix socket's path has room for 108 bytes.
-		dir, err := os.MkdirTemp("", "lab")
+		dir, err := os.MkdirTemp("", "lab") //nolint:usetesting // see above
 		if err != nil {
 			t.Fatal(err)
 		}

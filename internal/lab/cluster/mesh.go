@@ -29,11 +29,11 @@ func exists(path string) bool {
 
 // waypoint is the command behind the waypoint's image. A missing program of
 // ours is told when a waypoint is wanted, not before.
-func (c *cluster) waypoint() ([]string, error) {
+func (c *cluster) waypoint() []string {
 	if len(c.spec.Commands.Waypoint) > 0 {
-		return c.spec.Commands.Waypoint, nil
+		return c.spec.Commands.Waypoint
 	}
-	return []string{filepath.Join(c.spec.BinDir, "waypoint")}, nil
+	return []string{filepath.Join(c.spec.BinDir, "waypoint")}
 }
 
 // bootMesh starts the components and waits until they are ready.

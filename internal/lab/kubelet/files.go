@@ -3,6 +3,7 @@ package kubelet
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -148,9 +149,7 @@ func (w *worker) content(v corev1.VolumeSource, src plan.Sources) (map[string]st
 		if err != nil {
 			return nil, err
 		}
-		for k, d := range part {
-			all[k] = d
-		}
+		maps.Copy(all, part)
 	}
 	return all, nil
 }
@@ -191,9 +190,7 @@ func configMap(name string, items []corev1.KeyToPath, optional *bool, src plan.S
 	for k, v := range cm.BinaryData {
 		data[k] = string(v)
 	}
-	for k, v := range cm.Data {
-		data[k] = v
-	}
+	maps.Copy(data, cm.Data)
 	return selected("ConfigMap", name, data, items)
 }
 

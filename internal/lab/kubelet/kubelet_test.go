@@ -57,7 +57,7 @@ func (o *oneWorld) reason() string {
 
 func testWorker(t *testing.T) (*worker, *oneWorld) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "kubelet")
+	dir, err := os.MkdirTemp("", "kubelet") //nolint:usetesting // a unix socket's path has room for 108 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,8 +216,10 @@ func TestRestarts(t *testing.T) {
 		code   int
 		want   bool
 	}{
-		{corev1.RestartPolicyAlways, 0, true}, {corev1.RestartPolicyOnFailure, 0, false},
-		{corev1.RestartPolicyOnFailure, 1, true}, {corev1.RestartPolicyNever, 1, false},
+		{corev1.RestartPolicyAlways, 0, true},
+		{corev1.RestartPolicyOnFailure, 0, false},
+		{corev1.RestartPolicyOnFailure, 1, true},
+		{corev1.RestartPolicyNever, 1, false},
 	} {
 		if got := restarts(c.policy, proc.Status{Code: c.code}); got != c.want {
 			t.Errorf("%s after %d: %t", c.policy, c.code, got)

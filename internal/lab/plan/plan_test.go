@@ -385,8 +385,11 @@ func TestEnrolled(t *testing.T) {
 		ns   *corev1.Namespace
 		want bool
 	}{
-		{pod("", false), ambient, true}, {pod("none", false), ambient, false}, {pod("ambient", false), nil, true},
-		{pod("", false), nil, false}, {pod("", true), ambient, false},
+		{pod("", false), ambient, true},
+		{pod("none", false), ambient, false},
+		{pod("ambient", false), nil, true},
+		{pod("", false), nil, false},
+		{pod("", true), ambient, false},
 	} {
 		if got := plan.Enrolled(c.p, c.ns); got != c.want {
 			t.Errorf("case %d: %t", i, got)

@@ -169,8 +169,12 @@ func TestHTTP(t *testing.T) {
 		path   string
 		want   string // empty: well
 	}{
-		{plain, "/ok?q=1", ""}, {secure, "/ok?q=1", ""}, {plain, "/away", ""}, {plain, "/near", "status 500: ill"},
-		{plain, "/ill", "status 500: ill"}, {plain, "/no", "status 404"},
+		{plain, "/ok?q=1", ""},
+		{secure, "/ok?q=1", ""},
+		{plain, "/away", ""},
+		{plain, "/near", "status 500: ill"},
+		{plain, "/ill", "status 500: ill"},
+		{plain, "/no", "status 404"},
 	} {
 		addr := netip.MustParseAddrPort(c.server.Listener.Addr().String())
 		get := &corev1.HTTPGetAction{Path: c.path, Port: intstr.FromString("web"), HTTPHeaders: headers}

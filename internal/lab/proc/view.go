@@ -199,7 +199,7 @@ func (v *view) attach(m Mount, fd int) error {
 		}
 		return v.tmpfs(target)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	var info unix.Stat_t
 	if err := unix.Fstat(fd, &info); err != nil {
 		return err

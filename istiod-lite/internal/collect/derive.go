@@ -165,7 +165,7 @@ func (o *Output[K, V]) Take() (changed []Row[K, V], removed []K) {
 	for k, was := range o.before {
 		now, there := o.table.rows[k]
 		switch {
-		case there && !(was.there && o.table.equal(was.value, now)):
+		case there && (!was.there || !o.table.equal(was.value, now)):
 			changed = append(changed, Row[K, V]{Key: k, Value: now})
 		case !there && was.there:
 			removed = append(removed, k)

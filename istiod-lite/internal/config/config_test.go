@@ -12,8 +12,7 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	_, err := Load(conf.FromMap(map[string]string{
 		"MARROW_SOURCE": "kube", "CA_TRUSTED_NODE_ACCOUNTS": "ztunnel", "MARROW_SECURE_ADDR": "nowhere", "DEFAULT_WORKLOAD_CERT_TTL": "soon", "MARROW_SORCE": "x",
 	}))
-	var ce *conf.Error
-	if !errors.As(err, &ce) {
+	if _, ok := errors.AsType[*conf.Error](err); !ok {
 		t.Fatalf("got %v", err)
 	}
 	for _, want := range []string{"MARROW_SOURCE", "CA_TRUSTED_NODE_ACCOUNTS", "MARROW_SECURE_ADDR", "DEFAULT_WORKLOAD_CERT_TTL", "MARROW_SORCE"} {

@@ -67,7 +67,7 @@ func TestPublishIsAtomic(t *testing.T) {
 			s.Publish(Change{Scope: "mesh", URL: clusters, Updated: []xds.Resource{res("c", v)}}, Change{Scope: "mesh", URL: routes, Updated: []xds.Resource{res("r", v)}})
 		}
 	})
-	for seen := 0; seen < 200; seen++ {
+	for seen := range 200 {
 		<-sub.Changed()
 		names := sub.Take()
 		if len(names) != 0 && (len(names[clusters]) != 1 || len(names[routes]) != 1) {

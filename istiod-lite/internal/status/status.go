@@ -3,6 +3,7 @@ package status
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -123,9 +124,7 @@ func (w *Writer) next() (manifest.Key, *pending) {
 // merge is the status after p.
 func (w *Writer) merge(old map[string]any, p *pending) map[string]any {
 	out := map[string]any{}
-	for k, v := range old {
-		out[k] = v
-	}
+	maps.Copy(out, old)
 	if p.whole != nil {
 		out = p.whole
 		w.stampAll(old, out)

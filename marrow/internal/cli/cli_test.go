@@ -30,7 +30,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			// Not below the script's directory: a unix socket's path has room
 			// for 108 bytes.
-			dir, err := os.MkdirTemp("", "cli")
+			dir, err := os.MkdirTemp("", "cli") //nolint:usetesting // see above
 			if err != nil {
 				return err
 			}

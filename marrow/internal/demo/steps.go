@@ -44,11 +44,12 @@ func (w *world) clean(ctx context.Context) (string, bool, error) {
 		return "no capture is running", false, nil
 	}
 	s, err := w.wire.look(ctx)
-	text := fmt.Sprintf("marker seen %d times in %d packets on all links", s.marked, s.packets)
+	var text strings.Builder
+	fmt.Fprintf(&text, "marker seen %d times in %d packets on all links", s.marked, s.packets)
 	for _, f := range s.flows[:min(len(s.flows), 4)] {
-		text += fmt.Sprintf(" (%s -> %s: %d)", f.Src, f.Dst, f.Occurrences)
+		fmt.Fprintf(&text, " (%s -> %s: %d)", f.Src, f.Dst, f.Occurrences)
 	}
-	return text, s.marked == 0 && err == nil, err
+	return text.String(), s.marked == 0 && err == nil, err
 }
 
 // finish adds the check of the wire to a step's outcome.

@@ -65,7 +65,7 @@ type waypoint struct {
 // Run runs a waypoint until ctx ends and the drain after it is over.
 func Run(ctx context.Context, cfg *config.Config, deps Deps) error {
 	g := run.NewGroup(context.WithoutCancel(ctx))
-	w, err := compose(ctx, g, cfg, deps)
+	w, err := compose(g, cfg, deps)
 	if err != nil {
 		g.Stop()
 		return errors.Join(err, g.Wait())
@@ -88,7 +88,7 @@ func Run(ctx context.Context, cfg *config.Config, deps Deps) error {
 }
 
 // compose builds the rooms. What it starts runs in g, which outlives the drain.
-func compose(ctx context.Context, g *run.Group, cfg *config.Config, deps Deps) (*waypoint, error) {
+func compose(g *run.Group, cfg *config.Config, deps Deps) (*waypoint, error) {
 	w := &waypoint{cfg: cfg, deps: deps, log: deps.Log, ready: run.NewReady()}
 	id, err := identity.Parse(cfg.Identity)
 	if err != nil {

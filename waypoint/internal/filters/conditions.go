@@ -47,7 +47,7 @@ func permission(p *rbacconfig.Permission) (condition, error) {
 	case *rbacconfig.Permission_RequestedServerName:
 		s, err := match.CompileString(r.RequestedServerName)
 		return func(q *match.Request) bool { return s.Match(q.ServerName) }, err
-	case *rbacconfig.Permission_Metadata:
+	case *rbacconfig.Permission_Metadata: //nolint:staticcheck // control planes may still send the old form
 		return metadata(r.Metadata)
 	case *rbacconfig.Permission_SourcedMetadata:
 		return metadata(r.SourcedMetadata.GetMetadataMatcher())
@@ -71,7 +71,7 @@ func principal(p *rbacconfig.Principal) (condition, error) {
 		return authenticated(i.Authenticated)
 	case *rbacconfig.Principal_FilterState:
 		return filterState(i.FilterState)
-	case *rbacconfig.Principal_SourceIp:
+	case *rbacconfig.Principal_SourceIp: //nolint:staticcheck // control planes may still send the old form
 		return cidr(i.SourceIp, sourceIP)
 	case *rbacconfig.Principal_DirectRemoteIp:
 		return cidr(i.DirectRemoteIp, sourceIP)
@@ -82,7 +82,7 @@ func principal(p *rbacconfig.Principal) (condition, error) {
 		return header(i.Header)
 	case *rbacconfig.Principal_UrlPath:
 		return path(i.UrlPath)
-	case *rbacconfig.Principal_Metadata:
+	case *rbacconfig.Principal_Metadata: //nolint:staticcheck // control planes may still send the old form
 		return metadata(i.Metadata)
 	case *rbacconfig.Principal_SourcedMetadata:
 		return metadata(i.SourcedMetadata.GetMetadataMatcher())

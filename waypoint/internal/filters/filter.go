@@ -2,6 +2,7 @@ package filters
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -146,8 +147,8 @@ func compileOverride(a *anypb.Any) (HTTP, error) {
 
 // Effective is the configuration of f after the most specific of the overrides that names it; later lists are more specific.
 func Effective(f Named, by ...Overrides) HTTP {
-	for i := len(by) - 1; i >= 0; i-- {
-		if o, ok := by[i][f.Name]; ok {
+	for _, b := range slices.Backward(by) {
+		if o, ok := b[f.Name]; ok {
 			return o
 		}
 	}

@@ -83,14 +83,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	conns := run.NewGroup(ctx)
-	err := s.accept(ctx, l, conns)
-	err = errors.Join(err, conns.Wait())
+	s.accept(ctx, l, conns)
+	err := conns.Wait()
 	s.inner.close()
 	_ = s.http.Close()
 	return errors.Join(err, inner.Wait())
 }
 
-func (s *Server) accept(ctx context.Context, l net.Listener, conns *run.Group) error {
+func (s *Server) accept(ctx context.Context, l net.Listener, conns *run.Group) {
 	for {
 		c, err := l.Accept()
 		switch {
@@ -100,7 +100,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener, conns *run.Group) e
 				return nil
 			})
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
-			return nil
+			return
 		default:
 			s.cfg.Log.Warn("accept failed", obs.Err(err))
 			select { // out of file descriptors, most likely: give others the time to end

@@ -48,7 +48,7 @@ func TestHeaderMatchers(t *testing.T) {
 		{"presence inverted", &routev3.HeaderMatcher{Name: "x-a", InvertMatch: true, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}}, nil, true},
 		{"range", &routev3.HeaderMatcher{Name: "x-a", HeaderMatchSpecifier: &routev3.HeaderMatcher_RangeMatch{RangeMatch: &typev3.Int64Range{Start: 1, End: 3}}}, http.Header{"X-A": {"2"}}, true},
 		{"range end is open", &routev3.HeaderMatcher{Name: "x-a", HeaderMatchSpecifier: &routev3.HeaderMatcher_RangeMatch{RangeMatch: &typev3.Int64Range{Start: 1, End: 3}}}, http.Header{"X-A": {"3"}}, false},
-		{"method", &routev3.HeaderMatcher{Name: ":method", HeaderMatchSpecifier: &routev3.HeaderMatcher_ExactMatch{ExactMatch: "GET"}}, nil, true},
+		{"method", &routev3.HeaderMatcher{Name: ":method", HeaderMatchSpecifier: &routev3.HeaderMatcher_ExactMatch{ExactMatch: "GET"}}, nil, true}, //nolint:staticcheck // control planes may still send the old form
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {

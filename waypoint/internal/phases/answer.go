@@ -131,7 +131,7 @@ func encodeGRPCMessage(s string) string {
 }
 
 // failed turns what went wrong with an attempt into what the client is told.
-func (x *exchange) failed(err error, ctx context.Context) *failure { //nolint:revive // ctx is the attempt's, looked at after it ended
+func (x *exchange) failed(err error, ctx context.Context) *failure {
 	const resetBody = "upstream connect error or disconnect/reset before headers. "
 	var ce *upstream.ConnectError
 	cause := context.Cause(ctx)

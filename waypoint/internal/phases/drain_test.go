@@ -85,7 +85,7 @@ func TestDrainLosesNothing(t *testing.T) {
 						done.Add(1)
 						continue
 					}
-					err = fmt.Errorf("status %d, %d bytes, %v", resp.StatusCode, n, rerr)
+					err = fmt.Errorf("status %d, %d bytes, %w", resp.StatusCode, n, rerr)
 				}
 				failed.Add(1)
 				t.Logf("request failed: %v", err)

@@ -218,7 +218,7 @@ func (w *forwarding) try(n int) (*attempt, error) {
 		a.timer = time.AfterFunc(r.PerTry, func() { cancel(errTry) })
 	}
 	began := time.Now()
-	a.resp, err = w.cluster.Transport(a.host, w.r.ProtoMajor).RoundTrip(req)
+	a.resp, err = w.cluster.Transport(a.host, w.r.ProtoMajor).RoundTrip(req) //nolint:bodyclose // finish closes it
 	if err != nil {
 		if w.r.Context().Err() == nil {
 			w.cluster.Report(a.host, upstream.LocalErr)
@@ -273,7 +273,7 @@ func (w *forwarding) trace(a *attempt) context.Context {
 				return nil // the server says it by itself when the body is read
 			}
 			if w.r.Context().Err() != nil || w.sent {
-				return nil
+				return nil //nolint:nilerr // nobody waits for it any more
 			}
 			out := w.w.Header()
 			added := make([]string, 0, len(header))

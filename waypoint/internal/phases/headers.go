@@ -1,6 +1,7 @@
 package phases
 
 import (
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -116,12 +117,8 @@ func (x *exchange) mutateResponse(h http.Header) {
 // writeHeaders starts the response to the client.
 func (x *exchange) writeHeaders(status int, h http.Header, detail string) {
 	out := x.w.Header()
-	for k, v := range h {
-		out[k] = v
-	}
-	for k, v := range x.cors {
-		out[k] = v
-	}
+	maps.Copy(out, h)
+	maps.Copy(out, x.cors)
 	if x.chain != nil {
 		switch _, there := out["Server"]; {
 		case x.chain.ServerMode == table.ServerOverwrite, x.chain.ServerMode == table.ServerIfAbsent && !there:

@@ -52,7 +52,7 @@ func (w *forwarding) switchProtocol(a *attempt) error {
 	h := a.resp.Header.Clone()
 	w.mutateResponse(h)
 	w.sent, w.facts.status, w.facts.response, w.facts.detail = true, http.StatusSwitchingProtocols, h, "via_upstream"
-	if _, err := fmt.Fprintf(early, "HTTP/1.1 101 %s\r\n", http.StatusText(http.StatusSwitchingProtocols)); err == nil {
+	if _, err = fmt.Fprintf(early, "HTTP/1.1 101 %s\r\n", http.StatusText(http.StatusSwitchingProtocols)); err == nil {
 		_ = h.Write(early)
 		_, _ = early.WriteString("\r\n")
 		err = early.Flush()

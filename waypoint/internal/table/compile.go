@@ -309,7 +309,7 @@ func compilePut(o *corev3.HeaderValueOption) (Put, error) {
 	}
 	switch o.GetAppendAction() {
 	case corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD:
-		if a := o.GetAppend(); a != nil && !a.GetValue() { // the older way to say overwrite
+		if a := o.GetAppend(); a != nil && !a.GetValue() { //nolint:staticcheck // the older way to say overwrite
 			p.Mode = PutOverwrite
 		}
 	case corev3.HeaderValueOption_ADD_IF_ABSENT:

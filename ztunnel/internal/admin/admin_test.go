@@ -36,18 +36,24 @@ func world(t *testing.T) (*Sources, *ecdsa.PrivateKey) {
 	v, rejects := mesh.NewView().With(mesh.Batch{
 		Workloads: []*mesh.Workload{
 			{UID: "b", Name: "plain", Namespace: "other", Capacity: 1, Runtime: mesh.Runtime{ClusterID: "Kubernetes"}},
-			{UID: "a", Name: "web-1", Namespace: "shop", Network: "n", Node: "n1", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
+			{
+				UID: "a", Name: "web-1", Namespace: "shop", Network: "n", Node: "n1", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
 				Protocol: mesh.HBONE, ID: id, Capacity: 2, Unhealthy: true, HostNetwork: true, Policies: []string{"shop/p"},
 				Waypoint: &mesh.GatewayAddress{Host: mesh.NamespacedHostname{Namespace: "shop", Hostname: "wp"}, Port: 15008},
 				Tunnel:   &mesh.ApplicationTunnel{Protocol: mesh.TunnelProxy, Port: 15088},
 				Runtime:  mesh.Runtime{ClusterID: "c", WorkloadName: "web", WorkloadType: "deployment", CanonicalName: "web", CanonicalRevision: "v1", Locality: mesh.Locality{Region: "r"}},
-				Services: []mesh.Membership{{Service: web, Ports: []mesh.PortMapping{{Service: 80, Target: 8080}}}, {Service: gone}}},
+				Services: []mesh.Membership{{Service: web, Ports: []mesh.PortMapping{{Service: 80, Target: 8080}}}, {Service: gone}},
+			},
 		},
-		Services: []*mesh.Service{{Name: "web", Namespace: "shop", Hostname: web.Hostname, Ports: []mesh.PortMapping{{Service: 80, Target: 8080}}, Canonical: true,
+		Services: []*mesh.Service{{
+			Name: "web", Namespace: "shop", Hostname: web.Hostname, Ports: []mesh.PortMapping{{Service: 80, Target: 8080}}, Canonical: true,
 			VIPs:          []mesh.VIP{{Network: "n", Prefix: netip.MustParsePrefix("10.96.0.1/32")}, {Network: "n", Prefix: netip.MustParsePrefix("10.97.0.0/24")}},
-			LoadBalancing: mesh.LoadBalancing{Mode: mesh.ModeFailover, Preferences: []mesh.Scope{mesh.ScopeRegion}}, Families: mesh.DualStack}},
-		Policies: []*mesh.Policy{{Resource: "shop/p", Name: "p", Namespace: "shop", Scope: mesh.PolicySelector, Action: mesh.Deny,
-			Rules: []mesh.Rule{{{{Principals: []mesh.StringMatch{{Kind: mesh.Exact, Value: "x"}, {Kind: mesh.Presence}}, NotDestinationPorts: []uint16{80}}}}}}},
+			LoadBalancing: mesh.LoadBalancing{Mode: mesh.ModeFailover, Preferences: []mesh.Scope{mesh.ScopeRegion}}, Families: mesh.DualStack,
+		}},
+		Policies: []*mesh.Policy{{
+			Resource: "shop/p", Name: "p", Namespace: "shop", Scope: mesh.PolicySelector, Action: mesh.Deny,
+			Rules: []mesh.Rule{{{{Principals: []mesh.StringMatch{{Kind: mesh.Exact, Value: "x"}, {Kind: mesh.Presence}}, NotDestinationPorts: []uint16{80}}}}},
+		}},
 	})
 	if len(rejects) > 0 {
 		t.Fatal(rejects)
@@ -79,8 +85,10 @@ func world(t *testing.T) (*Sources, *ecdsa.PrivateKey) {
 			if pod != "u1" || d != conns.Inbound {
 				return nil
 			}
-			return []conns.Entry{{Src: netip.MustParseAddrPort("10.0.0.2:4000"), Original: "web", Actual: netip.MustParseAddrPort("10.0.0.1:8080"), Protocol: "HBONE"},
-				{Src: netip.MustParseAddrPort("10.0.0.3:4000"), Actual: netip.MustParseAddrPort("10.0.0.1:8080"), Protocol: "TCP"}}
+			return []conns.Entry{
+				{Src: netip.MustParseAddrPort("10.0.0.2:4000"), Original: "web", Actual: netip.MustParseAddrPort("10.0.0.1:8080"), Protocol: "HBONE"},
+				{Src: netip.MustParseAddrPort("10.0.0.3:4000"), Actual: netip.MustParseAddrPort("10.0.0.1:8080"), Protocol: "TCP"},
+			}
 		},
 		Config: &config.Config{Auth: config.Auth{Token: "s3cret"}}, Build: obs.BuildInfo("1.32"),
 	}, key
@@ -152,8 +160,11 @@ func TestDumpHasNoKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	scalar := key.D.Bytes()
-	for _, secret := range [][]byte{[]byte("s3cret"), []byte("PRIVATE KEY"), scalar, []byte(base64.StdEncoding.EncodeToString(scalar)), []byte(key.D.String())} {
+	scalar, err := key.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range [][]byte{[]byte("s3cret"), []byte("PRIVATE KEY"), scalar, []byte(base64.StdEncoding.EncodeToString(scalar)), []byte(new(big.Int).SetBytes(scalar).String())} {
 		if bytes.Contains(b, secret) {
 			t.Errorf("the dump holds %q", secret)
 		}

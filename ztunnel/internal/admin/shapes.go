@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
@@ -8,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"crypto/x509"
 
 	"github.com/marrowmesh/marrow/internal/mesh"
 	"github.com/marrowmesh/marrow/ztunnel/internal/certs"

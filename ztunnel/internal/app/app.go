@@ -121,7 +121,8 @@ func (p *proxy) bind(ctx context.Context) (pg pages, err error) {
 		to   *[]net.Listener
 		addr string
 	}{
-		{&pg.ready, wild(p.cfg.Ports.Ready)}, {&pg.stats, wild(p.cfg.Ports.Stats)},
+		{&pg.ready, wild(p.cfg.Ports.Ready)},
+		{&pg.stats, wild(p.cfg.Ports.Stats)},
 		{&pg.admin, net.JoinHostPort("127.0.0.1", strconv.Itoa(int(p.cfg.Ports.Admin)))},
 	} {
 		l, err := obs.Listen(ctx, s.addr)
@@ -181,8 +182,10 @@ func (p *proxy) run(ctx context.Context) error {
 	}
 	serveAll(intake, "readiness page", pg.ready, p.ready.Handler())
 	serveAll(core, "stats page", pg.stats, statsPages(p.metrics))
-	src := admin.Sources{View: plane.views.Get, Certs: plane.certs.States, Pods: plane.pods.States, Conns: plane.conns.List,
-		Config: p.cfg, Build: obs.BuildInfo(p.cfg.Node.IstioVersion)}
+	src := admin.Sources{
+		View: plane.views.Get, Certs: plane.certs.States, Pods: plane.pods.States, Conns: plane.conns.List,
+		Config: p.cfg, Build: obs.BuildInfo(p.cfg.Node.IstioVersion),
+	}
 	serveAll(core, "admin page", pg.admin, obs.NewAdmin(obs.AdminConfig{
 		Title: "ztunnel", Levels: p.levels, Quit: func() { quit(errQuit) }, Dump: src.Dump,
 	}))

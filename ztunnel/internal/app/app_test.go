@@ -112,9 +112,12 @@ func TestPolicyReachesOpenConnections(t *testing.T) {
 	if _, err := say(c, "before"); err != nil {
 		t.Fatal(err)
 	}
-	deny := &security.Authorization{Name: "no-a", Namespace: "shop", Scope: security.Scope_NAMESPACE, Action: security.Action_DENY,
+	deny := &security.Authorization{
+		Name: "no-a", Namespace: "shop", Scope: security.Scope_NAMESPACE, Action: security.Action_DENY,
 		Groups: []*security.Group{{Rules: []*security.Rules{{Matches: []*security.Match{{
-			Principals: []*security.StringMatch{{MatchType: &security.StringMatch_Exact{Exact: "cluster.local/ns/shop/sa/a"}}}}}}}}}}
+			Principals: []*security.StringMatch{{MatchType: &security.StringMatch_Exact{Exact: "cluster.local/ns/shop/sa/a"}}},
+		}}}}}},
+	}
 	if err := w.cp.Policy("shop/no-a", deny); err != nil {
 		t.Fatal(err)
 	}
@@ -285,8 +288,10 @@ func TestOwnMetricsThroughTheMesh(t *testing.T) {
 	w.env["POD_NAME"], w.env["POD_NAMESPACE"], w.env["SERVICE_ACCOUNT"] = "ztunnel-x", "istio-system", "ztunnel"
 	node, _ := w.fab.Node("n1")
 	ip := node.Node4.Masked().Addr().Next() // the fabric's end of the uplink, in ztunnel's namespace
-	self := &workload.Workload{Name: "ztunnel-x", Namespace: "istio-system", ServiceAccount: "ztunnel", Node: "n1",
-		Addresses: [][]byte{ip.AsSlice()}, TunnelProtocol: workload.TunnelProtocol_HBONE}
+	self := &workload.Workload{
+		Name: "ztunnel-x", Namespace: "istio-system", ServiceAccount: "ztunnel", Node: "n1",
+		Addresses: [][]byte{ip.AsSlice()}, TunnelProtocol: workload.TunnelProtocol_HBONE,
+	}
 	if err := w.cp.Workload("Kubernetes//Pod/istio-system/ztunnel-x", self); err != nil {
 		t.Fatal(err)
 	}

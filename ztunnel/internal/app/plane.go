@@ -80,8 +80,10 @@ func (p *proxy) compose(ready *run.Task) (*plane, error) {
 		NoBaggage: !cfg.HBONE.Baggage,
 	})
 	shared := &capture.Config{
-		Options: capture.Options{Mark: cfg.Data.Mark, ReusePort: cfg.Data.ReusePort, IPv6: cfg.Data.IPv6,
-			KeepSource: *cfg.Data.KeepSource, KeepAlive: cfg.Data.KeepAlive},
+		Options: capture.Options{
+			Mark: cfg.Data.Mark, ReusePort: cfg.Data.ReusePort, IPv6: cfg.Data.IPv6,
+			KeepSource: *cfg.Data.KeepSource, KeepAlive: cfg.Data.KeepAlive,
+		},
 		Handlers: capture.Handlers{Outbound: pl.outbound.Handle, Plain: in.HandlePlain, HBONE: in.HandleHBONE},
 		Log:      p.root.Named("capture"),
 	}

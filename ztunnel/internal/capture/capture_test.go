@@ -41,8 +41,10 @@ func here(t *testing.T) *netsys.Netns {
 }
 
 func config(h Handler) *Config {
-	return &Config{Options: Options{ReusePort: true, IPv6: true, Mark: 1337},
-		Handlers: Handlers{Outbound: h, Plain: h, HBONE: h}, Log: obs.Discard()}
+	return &Config{
+		Options:  Options{ReusePort: true, IPv6: true, Mark: 1337},
+		Handlers: Handlers{Outbound: h, Plain: h, HBONE: h}, Log: obs.Discard(),
+	}
 }
 
 func dial(t *testing.T, port uint16) net.Conn {

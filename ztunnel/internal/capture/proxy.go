@@ -122,7 +122,7 @@ func (p *Proxy) accept(ctx context.Context, l *net.TCPListener, port port) error
 			pause = acceptPauseFirst
 			p.g.Go("connection", func(ctx context.Context) error { p.serve(ctx, c, port); return nil })
 		case p.pod.Drain.Draining() || ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // the listener was closed on purpose
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("port %d: %w", port.number, err)
 		default:

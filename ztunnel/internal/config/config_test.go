@@ -57,8 +57,10 @@ func TestRefusals(t *testing.T) {
 	if !errors.As(err, &ce) {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"NODE_NAME", "PROXY_MODE", "CRL_PATH", "XDS_ON_DEMAND", "ENABLE_PROXY", "LOG_FORMAT", "PACKET_MARK", "HTTP2_FRAME_SIZE",
-		"HTTP2_STREAM_WINDOW_SIZE", "KEEPALIVE_RETRIES", "IPV6_ENABLED", "MARROW_ANYTHING", "XDS_ADDRESS", "ZTUNNEL_WORKER_THREADS", "PROXY_CONFIG", "ENABLE_ORIG_SRC", "RUST_LOG", meshFile} {
+	for _, want := range []string{
+		"NODE_NAME", "PROXY_MODE", "CRL_PATH", "XDS_ON_DEMAND", "ENABLE_PROXY", "LOG_FORMAT", "PACKET_MARK", "HTTP2_FRAME_SIZE",
+		"HTTP2_STREAM_WINDOW_SIZE", "KEEPALIVE_RETRIES", "IPV6_ENABLED", "MARROW_ANYTHING", "XDS_ADDRESS", "ZTUNNEL_WORKER_THREADS", "PROXY_CONFIG", "ENABLE_ORIG_SRC", "RUST_LOG", meshFile,
+	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no word about %s in: %v", want, err)
 		}

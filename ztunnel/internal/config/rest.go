@@ -100,8 +100,10 @@ func (l *loader) refuse() {
 // nothing here.
 func (l *loader) ignored() []string {
 	var out []string
-	for _, name := range []string{"TLS12_ENABLED", "USER_TIMEOUT_ENABLED", "PREFERED_SERVICE_NAMESPACE", "PROXY_WORKLOAD_INFO",
-		"ZTUNNEL_CPU_LIMIT", "ZTUNNEL_RESOURCE_CPU_LIMIT", "ZTUNNEL_RESOURCE_CPU_REQUEST"} {
+	for _, name := range []string{
+		"TLS12_ENABLED", "USER_TIMEOUT_ENABLED", "PREFERED_SERVICE_NAMESPACE", "PROXY_WORKLOAD_INFO",
+		"ZTUNNEL_CPU_LIMIT", "ZTUNNEL_RESOURCE_CPU_LIMIT", "ZTUNNEL_RESOURCE_CPU_REQUEST",
+	} {
 		if v, set := l.r.Optional(name, "no meaning here"); set && v != "false" {
 			out = append(out, name)
 		}

@@ -110,7 +110,7 @@ func inWorld(t *testing.T, f func(w *world)) {
 		cancel()
 		<-done
 		w.drain.Cut()
-		w.Manager.Wait()
+		w.Wait()
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		if k.open != 0 {

@@ -244,7 +244,7 @@ func (p *Pool) add(k key, client *hbone.Client) {
 		select {
 		case <-c.Closed():
 		case <-ctx.Done():
-			_ = c.Client.Close()
+			_ = c.Close()
 		}
 		c.Wait()
 		p.mu.Lock()

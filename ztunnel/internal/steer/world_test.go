@@ -2,6 +2,7 @@ package steer_test
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -95,7 +96,7 @@ type args map[string]string
 
 func parseArgs(s string) args {
 	out := args{}
-	for _, word := range strings.Fields(s) {
+	for word := range strings.FieldsSeq(s) {
 		key, value, ok := strings.Cut(word, "=")
 		if !ok {
 			value = "true"
@@ -293,7 +294,7 @@ func (w *world) receive(name string, a args) string {
 	adm, err := steer.Inbound(w.view(), a["network"], f)
 	if err != nil {
 		status := 0
-		if r, ok := err.(*steer.Refusal); ok {
+		if r, ok := errors.AsType[*steer.Refusal](err); ok {
 			status = r.Status
 		}
 		return indent(fmt.Sprintf("refused %d: %v\n", status, err))

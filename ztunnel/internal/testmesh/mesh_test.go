@@ -221,7 +221,7 @@ func (p *pod) listen(port uint16, serve func(c *memnet.Conn)) {
 		for {
 			c, err := l.AcceptConn()
 			if err != nil {
-				return nil
+				return nil //nolint:nilerr // the test has closed the listener
 			}
 			p.w.group.Go("connection", func(context.Context) error {
 				serve(c)

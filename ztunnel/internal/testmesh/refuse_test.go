@@ -248,7 +248,7 @@ func TestNoPlaintextFallback(t *testing.T) {
 		}},
 		{"impostor", "identity", "CONNECT", func(w *world) {
 			impostor := w.bare(workload("impostor", "10.0.0.2"))
-			impostor.Pod.Name, impostor.Pod.ServiceAccount = "impostor", "impostor"
+			impostor.Name, impostor.ServiceAccount = "impostor", "impostor"
 			w.apply(mesh.Batch{Workloads: []*mesh.Workload{workload("impostor", "10.9.9.9")}})
 		}},
 	} {

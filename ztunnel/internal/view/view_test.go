@@ -41,7 +41,7 @@ func pod(t testing.TB, name string, last byte, edit ...func(*workload.Workload))
 	for _, e := range edit {
 		e(w)
 	}
-	return pack(t, w.Uid, &workload.Address{Type: &workload.Address_Workload{Workload: w}})
+	return pack(t, w.GetUid(), &workload.Address{Type: &workload.Address_Workload{Workload: w}})
 }
 
 func service(t testing.TB, host string, edit ...func(*workload.Service)) xds.Resource {
@@ -266,8 +266,8 @@ func TestWaitWorkload(t *testing.T) {
 
 func FuzzAddress(f *testing.F) {
 	f.Add([]byte(nil))
-	f.Add(pod(f, "a", 1).Body.Value)
-	f.Add(service(f, "h").Body.Value)
+	f.Add(pod(f, "a", 1).Body.GetValue())
+	f.Add(service(f, "h").Body.GetValue())
 	f.Fuzz(func(_ *testing.T, b []byte) {
 		s := view.New(obs.Discard())
 		r := xds.Resource{Name: "x", Body: &anypb.Any{Value: b}}

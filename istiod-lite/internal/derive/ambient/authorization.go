@@ -57,7 +57,7 @@ func convertPolicy(ap *clientsecurity.AuthorizationPolicy, root string) policyVe
 	}
 	omitted := map[string]bool{}
 	for _, r := range spec.GetRules() {
-		if group := convertRule(r, ap.Namespace, out.Action, omitted); group != nil {
+		if group := convertRule(r, ap.Namespace, out.GetAction(), omitted); group != nil {
 			out.Groups = append(out.Groups, group)
 		}
 	}
@@ -73,9 +73,9 @@ func convertPolicy(ap *clientsecurity.AuthorizationPolicy, root string) policyVe
 	names := strings.Join(slices.Sorted(maps.Keys(omitted)), ", ")
 	message := "ztunnel does not see HTTP attributes (" + names + "): "
 	switch {
-	case out.Action == security.Action_DENY:
+	case out.GetAction() == security.Action_DENY:
 		message += "they are left out of the DENY rules; attach the policy to a waypoint by targetRefs"
-	case len(out.Groups) == 0:
+	case len(out.GetGroups()) == 0:
 		message += "all ALLOW rules that have them are left out and none remains, so nothing is allowed"
 	default:
 		message += "the ALLOW rules that have them are left out, so less is allowed"

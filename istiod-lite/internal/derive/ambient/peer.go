@@ -97,7 +97,7 @@ func portPolicy(pa *clientsecurity.PeerAuthentication, around mode) *security.Au
 		m.DestinationPorts = []uint32{p}
 		out.Groups = append(out.Groups, &security.Group{Rules: []*security.Rules{{Matches: []*security.Match{m}}}})
 	}
-	if len(out.Groups) == 0 {
+	if len(out.GetGroups()) == 0 {
 		return nil
 	}
 	return out

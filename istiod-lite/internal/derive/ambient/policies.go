@@ -160,7 +160,7 @@ func policyConditions(t *rows, g gatewayTables, s serviceTables) *collect.Table[
 			}
 			refs := ap.Spec.GetTargetRefs()
 			if one := ap.Spec.GetTargetRef(); one != nil {
-				refs = append(refs[:len(refs):len(refs)], one)
+				refs = append(slices.Clip(refs), one)
 			}
 			var targets []target
 			for _, ref := range refs {

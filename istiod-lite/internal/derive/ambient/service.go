@@ -78,8 +78,8 @@ func kubeService(s *corev1.Service, domain, network string, ns nsRow) *workload.
 		port := &workload.Port{ServicePort: uint32(p.Port), AppProtocol: appProtocol(kube.ServicePortProtocol(p))}
 		if p.TargetPort.Type == intstr.Int {
 			port.TargetPort = uint32(p.TargetPort.IntVal)
-			if port.TargetPort == 0 {
-				port.TargetPort = port.ServicePort
+			if port.GetTargetPort() == 0 {
+				port.TargetPort = port.GetServicePort()
 			}
 		}
 		out.Ports = append(out.Ports, port)

@@ -184,7 +184,7 @@ func deriveKubeServices(t *rows, g gatewayTables, s serviceTables) *collect.Tabl
 			m := kubeService(svc, t.cfg.Domain, t.localNetwork(r), ns)
 			a := t.attachKube(r, g, svc)
 			finish(m, a, svc.Labels, ns.labels)
-			emit(hostKey{k.Namespace, m.Hostname}, boundService{m, k, a})
+			emit(hostKey{k.Namespace, m.GetHostname()}, boundService{m, k, a})
 		})
 }
 

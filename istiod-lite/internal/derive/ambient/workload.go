@@ -1,6 +1,7 @@
 package ambient
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -125,12 +126,8 @@ func applicationTunnel(w *Waypoint) *workload.ApplicationTunnel {
 // entryLabels are the labels of a WorkloadEntry: those of the object and those of its spec, which win.
 func entryLabels(we *clientnetworking.WorkloadEntry) map[string]string {
 	out := make(map[string]string, len(we.Labels)+len(we.Spec.GetLabels()))
-	for k, v := range we.Labels {
-		out[k] = v
-	}
-	for k, v := range we.Spec.GetLabels() {
-		out[k] = v
-	}
+	maps.Copy(out, we.Labels)
+	maps.Copy(out, we.Spec.GetLabels())
 	return out
 }
 

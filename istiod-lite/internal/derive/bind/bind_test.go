@@ -80,7 +80,7 @@ func TestBound(t *testing.T) {
 		}, false, true, false},
 		"canary": {func(s *workload.Service, _ *workload.Workload) {
 			s.Waypoint = byHost("shop", "other.shop.svc.cluster.local")
-			s.WeightedWaypoints = []*workload.WeightedWaypoint{{Destination: s.Waypoint, Weight: 90}, {Destination: byHost("shop", "wp.shop.svc.cluster.local"), Weight: 10}}
+			s.WeightedWaypoints = []*workload.WeightedWaypoint{{Destination: s.GetWaypoint(), Weight: 90}, {Destination: byHost("shop", "wp.shop.svc.cluster.local"), Weight: 10}}
 		}, true, false, true},
 	} {
 		t.Run(name, func(t *testing.T) {

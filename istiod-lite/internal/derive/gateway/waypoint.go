@@ -188,7 +188,7 @@ func (p plan) service(stored *corev1.Service) *corev1.Service {
 		out.Spec.Type = corev1.ServiceType(v)
 	}
 	if _, ip := managed(p.g); ip != "" {
-		out.Spec.LoadBalancerIP = ip //nolint:staticcheck // it is how an address is asked for
+		out.Spec.LoadBalancerIP = ip // it is how an address is asked for
 	}
 	out.Spec.Selector = map[string]string{kube.LabelGatewayName: p.g.Name}
 	out.Spec.Ports = p.ports(out.Spec.Ports)

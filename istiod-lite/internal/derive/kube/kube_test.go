@@ -97,7 +97,8 @@ func TestBindingOf(t *testing.T) {
 			labels{use: "w"}, labels{use: "x", canary: "c"}, kube.Binding{Wanted: true, Waypoint: nn("shop", "w")},
 		},
 		"namespace's primary, own canary": {
-			labels{canary: "c"}, labels{use: "x", canary: "d"},
+			labels{canary: "c"},
+			labels{use: "x", canary: "d"},
 			kube.Binding{Wanted: true, Inherited: true, Waypoint: nn("shop", "x"), CanaryWanted: true, Canary: nn("shop", "c")},
 		},
 		"no canary by none": {labels{canary: "none"}, labels{use: "x", canary: "d"}, kube.Binding{Wanted: true, Inherited: true, Waypoint: nn("shop", "x")}},

@@ -25,6 +25,7 @@ func applyBalancer(c *clusterv3.Cluster, lb *networkingapi.LoadBalancerSettings)
 			c.LbPolicy = clusterv3.Cluster_RANDOM
 		case networkingapi.LoadBalancerSettings_ROUND_ROBIN:
 			c.LbPolicy = clusterv3.Cluster_ROUND_ROBIN
+		default: // the mesh's default stands
 		}
 		return
 	}

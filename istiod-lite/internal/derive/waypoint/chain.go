@@ -69,9 +69,7 @@ func httpFilters() []*hcmv3.HttpFilter {
 func (d *derivation) tcpChain(name string, s *Service, p Port) *listenerv3.FilterChain {
 	var filters []*listenerv3.Filter
 	set := d.policiesFor(s)
-	for _, f := range set.network() {
-		filters = append(filters, f)
-	}
+	filters = append(filters, set.network()...)
 	return &listenerv3.FilterChain{Name: name, Filters: append(filters, d.tcpProxy(name, s, p))}
 }
 

@@ -44,8 +44,11 @@ type Protocol int
 const (
 	// Sniffed ports declare nothing: each connection shows by its first bytes whether it speaks HTTP.
 	Sniffed Protocol = iota
+	// HTTP is HTTP/1.1.
 	HTTP
+	// HTTP2 is HTTP/2 without TLS, gRPC too.
 	HTTP2
+	// TCP is any bytes; they are passed on unread.
 	TCP
 	// Ignored ports (UDP) are not proxied.
 	Ignored

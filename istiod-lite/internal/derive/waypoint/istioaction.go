@@ -24,7 +24,7 @@ import (
 const million = 1_000_000
 
 // istioAction gives the route what the rule says to do.
-func (d *derivation) istioAction(v *networkingv1.VirtualService, rule *networkingapi.HTTPRoute, s *Service, p Port, r *routev3.Route) error {
+func (d *derivation) istioAction(v *networkingv1.VirtualService, rule *networkingapi.HTTPRoute, p Port, r *routev3.Route) error {
 	headers := istioHeaders(rule.GetHeaders())
 	if problem := headers.problem(); problem != "" {
 		return fmt.Errorf("headers: %s", problem)
@@ -190,7 +190,7 @@ func istioRetry(r *networkingapi.HTTPRetry) (*routev3.RetryPolicy, error) {
 // retryConditions splits "5xx,503" into words and status codes.
 func retryConditions(on string) (words string, statuses []uint32, err error) {
 	var kept []string
-	for _, w := range strings.Split(on, ",") {
+	for w := range strings.SplitSeq(on, ",") {
 		w = strings.TrimSpace(w)
 		if n, err := strconv.ParseUint(w, 10, 16); err == nil && n >= 100 && n <= 599 {
 			statuses = append(statuses, uint32(n))

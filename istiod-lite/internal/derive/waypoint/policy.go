@@ -1,6 +1,7 @@
 package waypoint
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 
@@ -152,9 +153,7 @@ func (set policySet) rules(kind policyKind, http bool) (enforced, shadow *rbacv3
 		if http {
 			policies = c.http
 		}
-		for name, p := range policies {
-			(*into).Policies[name] = p
-		}
+		maps.Copy((*into).Policies, policies)
 	}
 	return enforced, shadow
 }

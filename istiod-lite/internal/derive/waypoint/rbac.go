@@ -377,7 +377,7 @@ func checkTemplate(v string) error {
 	}
 	literalSegment := regexp.MustCompile(`^[A-Za-z0-9\-._~%!$&'()+,;:@=]*$`)
 	rest := false
-	for _, segment := range strings.Split(v[1:], "/") {
+	for segment := range strings.SplitSeq(v[1:], "/") {
 		switch {
 		case segment == "{*}" || segment == "{**}":
 			if rest {

@@ -70,7 +70,7 @@ func (d *derivation) istioRule(v *networkingv1.VirtualService, rule *networkinga
 			continue
 		}
 		r := &routev3.Route{Name: matchName(rule, m), Match: match, StatPrefix: m.GetStatPrefix()}
-		if err := d.istioAction(v, rule, s, p, r); err != nil {
+		if err := d.istioAction(v, rule, p, r); err != nil {
 			problem = err
 			r.TypedPerFilterConfig = nil
 			respond(r, 503, "")

@@ -40,7 +40,7 @@ func parseWorld(t *testing.T, services, objects []byte) Input {
 		Gateway: types.NamespacedName{Namespace: "shop", Name: "waypoint"},
 	}
 	at := map[string]int{}
-	for _, line := range strings.Split(string(services), "\n") {
+	for line := range strings.SplitSeq(string(services), "\n") {
 		f := strings.Fields(line)
 		if len(f) < 3 {
 			continue
@@ -92,7 +92,7 @@ func parseService(t *testing.T, name, namespace string, f []string) Service {
 		s.VIPs = []netip.Addr{netip.MustParseAddr(f[0])}
 	}
 	protocols := map[string]Protocol{"http": HTTP, "http2": HTTP2, "tcp": TCP, "auto": Sniffed, "udp": Ignored}
-	for _, p := range strings.Split(f[1], ",") {
+	for p := range strings.SplitSeq(f[1], ",") {
 		number, protocol, _ := strings.Cut(p, "/")
 		n, err := strconv.Atoi(number)
 		if err != nil {
