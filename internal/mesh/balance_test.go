@@ -111,6 +111,19 @@ func TestChoose(t *testing.T) {
 			ends: []*Workload{at("a", "r9", "z9", ""), at("b", "r1", "z1", "", network("n2"))}, want: "a:8080=1",
 		},
 		{
+			name: "the network counts where it stands", ports: std, lb: lb(ModeFailover, ScopeRegion, ScopeNetwork, ScopeZone),
+			ends: []*Workload{at("a", "r9", "z1", ""), at("b", "r1", "z9", "", network("n2"))}, want: "b:8080=1",
+		},
+		{
+			name: "only the network may be missed", ports: std, lb: lb(ModeFailover, ScopeRegion, ScopeZone, ScopeNode),
+			ends: []*Workload{at("a", "r9", "z1", "n1"), at("b", "r1", "z9", "n9")}, want: "b:8080=1",
+		},
+		{name: "preferences without a mode", ports: std, lb: lb(ModeStandard, ScopeNode), ends: []*Workload{at("a", "", "", "n1"), at("b", "", "", "n2")}, want: "a:8080=1 b:8080=1"},
+		{
+			name: "an own port of zero is none", ports: std,
+			ends: []*Workload{at("a", "", "", "", ports(PortMapping{80, 0}))}, want: "a:8080=1",
+		},
+		{
 			name: "remote ones are ranked too", ports: std, lb: lb(ModeFailover, ScopeNetwork, ScopeRegion, ScopeZone),
 			ends: []*Workload{at("a", "r1", "z9", "", network("n2")), at("b", "r1", "z1", "", network("n2"))}, want: "b:8080=1",
 		},

@@ -59,7 +59,7 @@ func TestWorkloadByAddrRank(t *testing.T) {
 	plainPod.Protocol = TCP
 	entry.UID = "c/networking.istio.io/WorkloadEntry/ns/entry"
 	plainEntry.UID, plainEntry.Protocol = "c/networking.istio.io/WorkloadEntry/ns/plain", TCP
-	v := with(t, NewView(), Batch{Workloads: []*Workload{plainEntry, plainPod, entry}})
+	v := with(t, NewView(), Batch{Workloads: []*Workload{entry, plainPod, plainEntry}})
 	find := func(v *View) string {
 		if w := v.WorkloadByAddr("", ip("10.0.0.1")); w != nil {
 			return w.Name
@@ -149,6 +149,10 @@ func TestServiceByVIP(t *testing.T) {
 		{"wider range at home", []*Service{svc("a", nil, vip("", "10.0.0.0/8")), svc("b", nil, vip("", "10.96.0.0/16"))}, "", "10.96.0.9", "a", "a"},
 		{"canonical range", []*Service{svc("a", nil, vip("", "10.0.0.0/8")), svc("b", canonical, vip("", "10.0.0.0/8"))}, "", "10.96.0.9", "c", "b"},
 		{"first range", []*Service{svc("a", nil, vip("", "10.0.0.0/8")), svc("b", nil, vip("", "10.0.0.0/8"))}, "", "10.96.0.9", "c", "a"},
+		{"narrower range that comes first", []*Service{svc("a", nil, vip("", "10.96.0.0/16")), svc("b", nil, vip("", "10.0.0.0/8"))}, "", "10.96.0.9", "c", "a"},
+		{"both ranges canonical", []*Service{svc("a", canonical, vip("", "10.0.0.0/8")), svc("b", canonical, vip("", "10.0.0.0/8"))}, "", "10.96.0.9", "c", "a"},
+		{"private range", []*Service{svc("a", private, vip("", "10.0.0.0/8"))}, "", "10.96.0.9", "c", ""},
+		{"private range is narrower", []*Service{svc("a", private, vip("", "10.96.0.0/16")), svc("b", nil, vip("", "10.0.0.0/8"))}, "", "10.96.0.9", "c", "b"},
 		{"host bits of a range", []*Service{svc("a", nil, vip("", "10.1.2.3/8"))}, "", "10.96.0.9", "c", "a"},
 		{"families do not mix", []*Service{svc("a", nil, vip("", "::/0"))}, "", "10.96.0.9", "c", ""},
 		{"range of v6", []*Service{svc("a", nil, vip("", "fd00::/64"))}, "", "fd00::1", "c", "a"},
@@ -173,6 +177,44 @@ func TestServiceByVIP(t *testing.T) {
 				t.Fatalf("found %s after its removal", s.Key())
 			}
 		})
+	}
+}
+
+// TestHostNamesFollowTheirWorkload: gateways are found by these names, so a name must go with its workload.
+func TestHostNamesFollowTheirWorkload(t *testing.T) {
+	named := func(host string) *Workload {
+		w := pod("a", "10.0.0.1")
+		w.Hostname = host
+		return w
+	}
+	first := named("gw.example")
+	v := with(t, NewView(), Batch{Workloads: []*Workload{first}})
+	if v.WorkloadByHost("ns", "gw.example") != first || v.WorkloadByHost("other", "gw.example") != nil {
+		t.Fatal("the name does not lead to its workload alone")
+	}
+	v = with(t, v, Batch{Workloads: []*Workload{named("new.example")}})
+	if v.WorkloadByHost("ns", "gw.example") != nil || v.WorkloadByHost("ns", "new.example") == nil {
+		t.Fatal("the old name stayed, or the new one is missing")
+	}
+	v = with(t, v, Batch{Removed: []string{first.UID}})
+	if v.WorkloadByHost("ns", "new.example") != nil {
+		t.Fatal("the name outlived its workload")
+	}
+	if unnamed := with(t, v, Batch{Workloads: []*Workload{named("")}}); unnamed.WorkloadByHost("ns", "") != nil {
+		t.Fatal("a workload without a name was found by it")
+	}
+}
+
+func TestEndpointIsExact(t *testing.T) {
+	key := NamespacedHostname{"ns", "s"}
+	a, c := pod("a", "10.0.0.1"), pod("c", "10.0.0.3")
+	a.Services, c.Services = []Membership{{Service: key}}, []Membership{{Service: key}}
+	v := with(t, NewView(), Batch{Workloads: []*Workload{a, c}})
+	if ep := v.Endpoint(key, c.UID); ep == nil || ep.Workload != c {
+		t.Fatalf("c is %v", ep)
+	}
+	if ep := v.Endpoint(key, pod("b").UID); ep != nil {
+		t.Fatalf("b, who is no member, is %s", ep.Workload.Name)
 	}
 }
 
