@@ -82,6 +82,10 @@ func TestEnrolUnderTraffic(t *testing.T) {
 			t.Errorf("round %d: the connection from before enrolment is dead: %+v %v", round, old.report, old.err)
 		}
 		inside := w.hold("client", "server:9090", 60*time.Second)
+		time.Sleep(400 * time.Millisecond)
+		if !inside.alive() {
+			t.Errorf("round %d: a connection in the mesh died young: %+v %v", round, inside.report, inside.err)
+		}
 		w.label(w.namespaceRef(), modeLabel, "")
 		w.awaitRedirection("", pods...)
 		w.open(w.wired(w.traffic))
@@ -94,6 +98,12 @@ func TestEnrolUnderTraffic(t *testing.T) {
 					t.Errorf("round %d: un-enrolment left the annotation %s on pod %s", round, key, pod)
 				}
 			}
+		}
+		// The proxy that carried it is gone: its ends are told so, instead of waiting for each other.
+		select {
+		case <-inside.done:
+		case <-time.After(3 * time.Second):
+			t.Errorf("round %d: a connection of the mesh hangs after un-enrolment", round)
 		}
 		inside.cancel()
 		<-inside.done

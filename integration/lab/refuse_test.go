@@ -289,9 +289,6 @@ func TestDiscoveryRefuses(t *testing.T) {
 		return kind + "~10.9.9.9~" + pod + "." + w.ns + "~" + w.ns + ".svc.cluster.local"
 	}
 	w.undisturbed(func() {
-		if got := in[discovered](w, "rogue", "discover", discoverArgs{Token: "pod", NodeID: node("ztunnel", "rogue"), Type: addressType}); got.Code != "OK" || len(got.Names) == 0 {
-			t.Errorf("a node proxy with a token: %s %s", got.Code, got.Message)
-		}
 		for name, a := range map[string]discoverArgs{
 			"addresses without token":      {NodeID: node("ztunnel", "rogue"), Type: addressType},
 			"policies without token":       {NodeID: node("ztunnel", "rogue"), Type: policyType},
@@ -301,6 +298,7 @@ func TestDiscoveryRefuses(t *testing.T) {
 			"unknown key":                  {Token: stranger.token(rogue, "istio-ca", hour), NodeID: node("ztunnel", "rogue"), Type: addressType},
 			"a pod that is no waypoint":    {Token: "pod", NodeID: node("waypoint", "rogue"), Type: listenerType},
 			"a node of an unknown kind":    {Token: "pod", NodeID: node("sidecar", "rogue"), Type: listenerType},
+			"the mesh, by an ordinary pod": {Token: "pod", NodeID: node("ztunnel", "rogue"), Type: addressType},
 			"metadata of another account":  {Token: "pod", NodeID: node("ztunnel", "rogue"), Metadata: map[string]any{"SERVICE_ACCOUNT": "server"}, Type: addressType},
 			"a node id that is none":       {Token: "pod", NodeID: "me", Type: addressType},
 			"listeners as if node proxy":   {Token: "pod", NodeID: node("ztunnel", "rogue"), Type: listenerType},
@@ -310,8 +308,7 @@ func TestDiscoveryRefuses(t *testing.T) {
 			if got.Code == "OK" && len(got.Names) > 0 {
 				t.Errorf("%s: got %d resources", name, len(got.Names))
 			}
-			// A kind that node proxies have no use for is answered, with nothing in it.
-			if empty := got.Code == "OK" && name == "listeners as if node proxy"; !empty && (got.Code == "OK" || got.Message == "") {
+			if got.Code == "OK" || got.Message == "" {
 				t.Errorf("%s: %s %q, want a refusal with its reason", name, got.Code, got.Message)
 			}
 		}
