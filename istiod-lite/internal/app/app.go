@@ -131,6 +131,7 @@ func build(cfg config.Config) (*parts, error) {
 	p.discovery = xds.NewServer(xds.ServerConfig{
 		Gatekeeper: &serve.Gate{
 			Authenticator: p.verifier, Store: p.served, Gateways: p.pods, Secrets: p.secrets,
+			NodeAccounts: cfg.TrustedNodeAccounts,
 			OnRefuse: func(node string, err error) {
 				p.metrics.refused.WithLabelValues().Inc()
 				streams.Warn("stream refused", obs.F("node", node), obs.Err(err))

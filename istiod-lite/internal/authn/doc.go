@@ -1,5 +1,5 @@
 // Package authn tells who makes a gRPC call to the control plane: a pod with a
-// service-account token whose signature, audience, issuer and time hold.
+// service-account token whose signature, audience, subject and time hold.
 //
 // It never decides what the caller may do.
 //

@@ -15,7 +15,7 @@ type Config struct {
 	CADir string
 	// TokenJWKS is the file with the keys that service-account tokens are checked against.
 	TokenJWKS string
-	// TrustedNodeAccounts ("namespace/name") may fetch certificates for pods of their node.
+	// TrustedNodeAccounts ("namespace/name") may fetch certificates for pods of their node, and follow the whole mesh.
 	TrustedNodeAccounts []string
 
 	ClusterID     string
@@ -40,7 +40,7 @@ func Load(r *conf.Reader) (Config, error) {
 	c := Config{
 		CADir:               r.Path("MARROW_CA_DIR", "./etc/cacerts", "directory of ca-cert.pem, ca-key.pem and root-cert.pem; a self-signed root is made in an empty one"),
 		TokenJWKS:           r.Path("MARROW_TOKEN_JWKS", "", "JWKS file that service-account tokens are verified with; required by the file source"),
-		TrustedNodeAccounts: r.List("CA_TRUSTED_NODE_ACCOUNTS", "istio-system/ztunnel", "comma list of namespace/serviceaccount that may fetch certificates for pods of their node; empty: nobody"),
+		TrustedNodeAccounts: r.List("CA_TRUSTED_NODE_ACCOUNTS", "istio-system/ztunnel", "comma list of namespace/serviceaccount of node proxies: they may fetch certificates for pods of their node and alone follow the whole mesh; empty: nobody may fetch, everybody may follow"),
 		ClusterID:           r.String("CLUSTER_ID", "Kubernetes", "name of this cluster, in every workload's uid"),
 		ClusterDomain:       r.String("MARROW_CLUSTER_DOMAIN", "cluster.local", "suffix of service hostnames"),
 		RootNamespace:       r.String("POD_NAMESPACE", "istio-system", "root namespace: its policies hold for the whole mesh"),

@@ -3,6 +3,7 @@ package serve
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -36,6 +37,8 @@ type Gate struct {
 	Store         *publish.Store
 	Gateways      Gateways
 	Secrets       *Secrets
+	// NodeAccounts ("namespace/name") may follow the whole mesh as node proxies do; empty lets every caller, as Istio does.
+	NodeAccounts []string
 	// OnRefuse is told why a stream was refused; nil ignores.
 	OnRefuse func(node string, err error)
 }
@@ -74,6 +77,11 @@ func (g *Gate) Admit(ctx context.Context, node *corev3.Node) (xds.Admission, err
 	}
 	switch parts[0] {
 	case "ztunnel":
+		// Every address, account and policy of the mesh is no ordinary pod's business.
+		account := caller.Identity.Namespace() + "/" + caller.Identity.ServiceAccount()
+		if len(g.NodeAccounts) > 0 && !slices.Contains(g.NodeAccounts, account) {
+			return xds.Admission{}, g.refuse(node.GetId(), codes.PermissionDenied, fmt.Sprintf("service account %s is no node proxy's (CA_TRUSTED_NODE_ACCOUNTS)", account))
+		}
 		return xds.Admission{
 			Scope:        MeshScope,
 			Types:        map[string]bool{xds.AddressType: true, xds.AuthorizationType: true},

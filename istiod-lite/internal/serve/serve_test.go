@@ -95,6 +95,33 @@ func TestNodeRefusals(t *testing.T) {
 	}
 }
 
+// TestMeshIsForNodeProxies: an ordinary pod's token is good for its own certificate, not for everybody's addresses and policies.
+func TestMeshIsForNodeProxies(t *testing.T) {
+	ztunnel := authn.Caller{Identity: identity.MustParse("spiffe://cluster.local/ns/istio-system/sa/ztunnel"), PodName: "z"}
+	namesake := authn.Caller{Identity: identity.MustParse("spiffe://cluster.local/ns/shop/sa/ztunnel"), PodName: "z"}
+	for _, tc := range []struct {
+		name     string
+		caller   authn.Caller
+		accounts []string
+		code     codes.Code
+	}{
+		{"node proxy", ztunnel, []string{"istio-system/ztunnel"}, codes.OK},
+		{"ordinary pod", waypointCaller("wp-1"), []string{"istio-system/ztunnel"}, codes.PermissionDenied},
+		{"same name elsewhere", namesake, []string{"istio-system/ztunnel"}, codes.PermissionDenied},
+		{"nobody is named", waypointCaller("wp-1"), nil, codes.OK},
+	} {
+		g, _ := gate(tc.caller)
+		g.NodeAccounts = tc.accounts
+		adm, err := admit(t, g, &corev3.Node{Id: "ztunnel~1~z.istio-system~x"})
+		if status.Code(err) != tc.code {
+			t.Errorf("%s: got %v, want %v", tc.name, err, tc.code)
+		}
+		if err == nil {
+			adm.Subscription.Close()
+		}
+	}
+}
+
 func TestWaypointSeesItsOwn(t *testing.T) {
 	g, issuer := gate(waypointCaller("wp-1"))
 	// The id claims the other waypoint; the token's pod decides.
