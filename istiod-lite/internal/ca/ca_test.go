@@ -194,6 +194,7 @@ func (f fixedCaller) Caller(context.Context) (authn.Caller, error) { return f.wh
 func TestImpersonation(t *testing.T) {
 	pods := world{
 		"istio-system/ztunnel-1": {"uz1", "ztunnel", "node-1"}, "istio-system/ztunnel-2": {"uz2", "ztunnel", "node-2"},
+		"istio-system/node-agent": {"ua", "cni", "node-1"}, "istio-system/ztunnel-0": {"uz0", "ztunnel", ""}, "shop/waits": {"u3", "waits", ""},
 		"shop/web-1": {"u1", "web", "node-1"}, "shop/db-1": {"u2", "db", "node-2"},
 	}
 	ztunnel := authn.Caller{Identity: identity.MustParse("spiffe://cluster.local/ns/istio-system/sa/ztunnel"), PodName: "ztunnel-1", PodUID: "uz1"}
@@ -203,15 +204,17 @@ func TestImpersonation(t *testing.T) {
 		asks   string // empty: no impersonation
 		want   string // empty: refused
 	}{
-		"own pod's identity":       {with(func(c *authn.Caller) { c.Identity = identity.MustParse("spiffe://cluster.local/ns/shop/sa/web") }), "", "spiffe://cluster.local/ns/shop/sa/web"},
-		"pod of the node":          {ztunnel, "spiffe://cluster.local/ns/shop/sa/web", "spiffe://cluster.local/ns/shop/sa/web"},
-		"pod of another node":      {ztunnel, "spiffe://cluster.local/ns/shop/sa/db", ""},
-		"nobody's identity":        {ztunnel, "spiffe://cluster.local/ns/shop/sa/ghost", ""},
-		"another trust domain":     {ztunnel, "spiffe://evil/ns/shop/sa/web", ""},
-		"malformed":                {ztunnel, "spiffe://cluster.local/ns/shop", ""},
-		"empty":                    {ztunnel, " ", ""},
-		"caller's pod is gone":     {with(func(c *authn.Caller) { c.PodName = "ztunnel-9" }), "spiffe://cluster.local/ns/shop/sa/web", ""},
-		"caller's pod was renewed": {with(func(c *authn.Caller) { c.PodUID = "old" }), "spiffe://cluster.local/ns/shop/sa/web", ""},
+		"own pod's identity":           {with(func(c *authn.Caller) { c.Identity = identity.MustParse("spiffe://cluster.local/ns/shop/sa/web") }), "", "spiffe://cluster.local/ns/shop/sa/web"},
+		"pod of the node":              {ztunnel, "spiffe://cluster.local/ns/shop/sa/web", "spiffe://cluster.local/ns/shop/sa/web"},
+		"pod of another node":          {ztunnel, "spiffe://cluster.local/ns/shop/sa/db", ""},
+		"nobody's identity":            {ztunnel, "spiffe://cluster.local/ns/shop/sa/ghost", ""},
+		"another trust domain":         {ztunnel, "spiffe://evil/ns/shop/sa/web", ""},
+		"malformed":                    {ztunnel, "spiffe://cluster.local/ns/shop", ""},
+		"empty":                        {ztunnel, " ", ""},
+		"caller's pod is gone":         {with(func(c *authn.Caller) { c.PodName = "ztunnel-9" }), "spiffe://cluster.local/ns/shop/sa/web", ""},
+		"caller's pod was renewed":     {with(func(c *authn.Caller) { c.PodUID = "old" }), "spiffe://cluster.local/ns/shop/sa/web", ""},
+		"caller's pod runs as another": {with(func(c *authn.Caller) { c.PodName, c.PodUID = "node-agent", "ua" }), "spiffe://cluster.local/ns/shop/sa/web", ""},
+		"caller's pod is on no node":   {with(func(c *authn.Caller) { c.PodName, c.PodUID = "ztunnel-0", "uz0" }), "spiffe://cluster.local/ns/shop/sa/waits", ""},
 		"untrusted account": {
 			authn.Caller{Identity: identity.MustParse("spiffe://cluster.local/ns/shop/sa/web"), PodName: "web-1", PodUID: "u1"},
 			"spiffe://cluster.local/ns/shop/sa/web", "",
