@@ -34,6 +34,7 @@ func rules() []rule {
 		{from: "internal/identity", never: slices.Concat(io, []string{"sync", "time", "log", module + "..."}), why: "nouns are pure values"},
 		{from: "internal/mesh", never: slices.Concat(io, []string{"sync", "log"}), why: "nouns are pure values"},
 		{from: "internal/authz", never: slices.Concat(io, []string{"sync", "log"}), why: "nouns are pure values"},
+		{from: "internal/claims", never: slices.Concat(io, []string{"sync", "log"}), why: "nouns are pure values"},
 		{from: "ztunnel/internal/steer", never: slices.Concat(io, []string{"sync", "log", "crypto/tls"}), why: "deciders do no I/O"},
 		// net/http gives names only: methods, status codes, canonical header names.
 		{from: "waypoint/internal/table", never: []string{"os", "context", "os/exec", "syscall", "sync", "log", "crypto/tls", "net"}, why: "deciders do no I/O"},

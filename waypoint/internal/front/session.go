@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/marrowmesh/marrow/internal/claims"
 	"github.com/marrowmesh/marrow/internal/hbone"
 	"github.com/marrowmesh/marrow/internal/identity"
 	"github.com/marrowmesh/marrow/waypoint/internal/phases"
@@ -14,8 +15,8 @@ import (
 
 // newSession reads what a CONNECT tells about its client and its destination.
 func newSession(peer, local identity.ID, source netip.AddrPort, in *hbone.Incoming) (*phases.Session, error) {
-	s := &phases.Session{Peer: peer, Local: local, Source: source, Authority: in.Authority(), Baggage: in.Header("baggage")}
-	s.Client = readBaggage(s.Baggage)
+	s := &phases.Session{Peer: peer, Local: local, Source: source, Authority: in.Authority(), Baggage: in.Header(claims.HeaderBaggage)}
+	s.Client = claimed(s.Baggage)
 	var err error
 	s.Destination, s.Port, err = parseAuthority(s.Authority)
 	return s, err
@@ -37,27 +38,8 @@ func parseAuthority(a string) (netip.AddrPort, uint16, error) {
 	return netip.AddrPort{}, uint16(n), nil
 }
 
-// readBaggage takes the source workload's description that a node proxy sends; unknown keys are ignored, a second "=" ends a value.
-func readBaggage(b string) upstream.Workload {
-	var w upstream.Workload
-	for pair := range strings.SplitSeq(b, ",") {
-		k, v, _ := strings.Cut(strings.TrimSpace(pair), "=")
-		v, _, _ = strings.Cut(v, "=")
-		if v == "" {
-			continue
-		}
-		switch k {
-		case "k8s.cluster.name":
-			w.Cluster = v
-		case "k8s.namespace.name":
-			w.Namespace = v
-		case "k8s.deployment.name", "k8s.cronjob.name", "k8s.pod.name", "k8s.job.name":
-			w.Name = v
-		case "service.name":
-			w.CanonicalName = v
-		case "service.version":
-			w.Revision = v
-		}
-	}
-	return w
+// claimed is the client's workload by the account of its node's proxy.
+func claimed(baggage string) upstream.Workload {
+	b := claims.ParseBaggage(baggage)
+	return upstream.Workload{Cluster: b.Cluster, Namespace: b.Namespace, Name: b.WorkloadName, CanonicalName: b.Service, Revision: b.Version}
 }

@@ -1,18 +1,14 @@
 // Package flow tells what happened to connections: one access log line and the
-// istio_tcp_* metrics, from one record of the connection. It also reads and
-// writes the headers by which proxies tell each other about a connection.
+// istio_tcp_* metrics, from one record of the connection.
 //
 // It does: count while the connection lives, write the line at its end, name
-// the flag of a failure; build and parse baggage, forwarded and traceparent.
+// the flag of a failure.
 //
-// It never does: decide anything from a header (they are claims, used for
-// telemetry only), I/O on connections.
+// It never does: decide anything, I/O on connections.
 //
 // Invariants:
 //   - opened and closed counters are equal in sum when nothing lives (TestCounters);
-//   - a refusal before the connection was admitted touches no TCP metric (TestRefused);
-//   - parsers accept any bytes and return only well-formed values (FuzzBaggage,
-//     FuzzForwarded, FuzzTraceparent).
+//   - a refusal before the connection was admitted touches no TCP metric (TestRefused).
 //
-// Neighbours: obs writes and exposes; outbound and inbound record.
+// Neighbours: claims fills in what the mesh does not know of a peer; obs writes and exposes; outbound and inbound record.
 package flow

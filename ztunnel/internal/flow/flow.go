@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/marrowmesh/marrow/internal/claims"
 	"github.com/marrowmesh/marrow/internal/identity"
 	"github.com/marrowmesh/marrow/internal/mesh"
 	"github.com/marrowmesh/marrow/internal/obs"
@@ -83,7 +84,7 @@ type Facts struct {
 	// SourceWorkload and DestWorkload are nil if unknown.
 	SourceWorkload, DestWorkload *mesh.Workload
 	// SourceBaggage and DestBaggage fill in where the workload is unknown.
-	SourceBaggage, DestBaggage Baggage
+	SourceBaggage, DestBaggage claims.Baggage
 	// SourceID is the authenticated client, zero for plaintext.
 	SourceID identity.ID
 	// DestID is the destination's identity.
@@ -147,7 +148,7 @@ func (f *Flow) Bytes(sent, received int64) {
 
 // Destination replaces what is known of the destination by its own, authenticated account.
 // Call it before bytes flow; the bytes then count for the new labels.
-func (f *Flow) Destination(b Baggage, peer identity.ID) {
+func (f *Flow) Destination(b claims.Baggage, peer identity.ID) {
 	f.facts.DestWorkload, f.facts.DestBaggage, f.facts.DestID = nil, b, peer
 	f.lab = labelsOf(&f.facts)
 	f.open = f.rec.metrics.at(f.lab)
@@ -228,7 +229,7 @@ func (f *Flow) fields(err error) []obs.Field {
 	return out
 }
 
-func clusterOf(w *mesh.Workload, b Baggage) string {
+func clusterOf(w *mesh.Workload, b claims.Baggage) string {
 	if w != nil {
 		return w.ClusterID
 	}

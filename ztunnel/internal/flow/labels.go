@@ -3,6 +3,7 @@ package flow
 import (
 	"cmp"
 
+	"github.com/marrowmesh/marrow/internal/claims"
 	"github.com/marrowmesh/marrow/internal/mesh"
 )
 
@@ -16,11 +17,11 @@ type side struct {
 }
 
 // sideOf prefers the control plane's word to the peer's.
-func sideOf(w *mesh.Workload, b Baggage) side {
+func sideOf(w *mesh.Workload, b claims.Baggage) side {
 	if w == nil {
 		return side{
 			workload: b.WorkloadName, canonical: b.Service, revision: b.Version, namespace: b.Namespace,
-			app: b.WorkloadName, cluster: b.Cluster, region: b.Region, zone: b.Zone, known: b != Baggage{},
+			app: b.WorkloadName, cluster: b.Cluster, region: b.Region, zone: b.Zone, known: b != (claims.Baggage{}),
 		}
 	}
 	return side{

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/marrowmesh/marrow/internal/authz"
+	"github.com/marrowmesh/marrow/internal/claims"
 	"github.com/marrowmesh/marrow/internal/hbone"
 	"github.com/marrowmesh/marrow/internal/identity"
 	"github.com/marrowmesh/marrow/internal/mesh"
@@ -113,8 +114,8 @@ func (t *tunnel) handle(ctx context.Context, in *hbone.Incoming) {
 	v := t.cfg.Views.Get()
 	f := steer.InboundFacts{
 		Local: t.conn.Local, Peer: t.conn.Peer, PeerID: t.peer, Authority: in.Authority(),
-		ForwardedHost: flow.ParseForwardedHost(in.Header(flow.HeaderForwarded)),
-		PeerNetwork:   in.Header(flow.HeaderNetwork),
+		ForwardedHost: claims.ParseForwardedHost(in.Header(claims.HeaderForwarded)),
+		PeerNetwork:   in.Header(claims.HeaderNetwork),
 		Workload:      v.WorkloadByPod(t.cfg.Node, t.pod.Namespace, t.pod.Name, t.pod.ServiceAccount),
 	}
 	adm, err := t.admission(v, in, f)
@@ -134,7 +135,7 @@ func (t *tunnel) tell(in *hbone.Incoming, adm steer.Admission) {
 		return
 	}
 	id := "none"
-	if trace, ok := flow.ParseTrace(in.Header(flow.HeaderTraceparent)); ok {
+	if trace, ok := claims.ParseTrace(in.Header(claims.HeaderTraceparent)); ok {
 		id = trace.String()
 	}
 	t.cfg.Log.Debug("request admitted", obs.F("id", id), obs.F("src.addr", t.conn.Peer), obs.F("authority", in.Authority()), obs.F("admission", adm.String()))
@@ -174,7 +175,7 @@ func (t *tunnel) carry(ctx context.Context, in *hbone.Incoming, f steer.InboundF
 	}
 	var answer []hbone.Header
 	if !t.cfg.NoBaggage {
-		answer = []hbone.Header{{Name: flow.HeaderBaggage, Value: flow.BaggageOf(f.Workload).String()}}
+		answer = []hbone.Header{{Name: claims.HeaderBaggage, Value: claims.BaggageOf(f.Workload).String()}}
 	}
 	stream, err := in.Accept(answer)
 	if err != nil {
@@ -262,7 +263,7 @@ func (t *tunnel) facts(in *hbone.Incoming, f steer.InboundFacts, adm steer.Admis
 		DestWorkload: f.Workload, DestID: f.Workload.Identity(), Service: adm.Service, Mutual: true,
 	}
 	if !t.cfg.NoBaggage {
-		out.SourceBaggage = flow.ParseBaggage(in.Header(flow.HeaderBaggage))
+		out.SourceBaggage = claims.ParseBaggage(in.Header(claims.HeaderBaggage))
 	}
 	return out
 }

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/marrowmesh/marrow/internal/claims"
 	"github.com/marrowmesh/marrow/internal/hbone"
 	"github.com/marrowmesh/marrow/internal/identity"
 	"github.com/marrowmesh/marrow/internal/mesh"
@@ -79,7 +80,7 @@ func (d *Driver) Handle(ctx context.Context, pod *capture.Pod, a capture.Accepte
 		d.cfg.Record.Refused(flow.Source, a.Peer, a.Original, err)
 		return
 	}
-	trace := flow.NewTrace(d.random)
+	trace := claims.NewTrace(d.random)
 	if d.cfg.Log.Enabled(obs.LevelDebug) {
 		d.cfg.Log.Debug("connection planned", obs.F("id", trace.String()), obs.F("src.addr", a.Peer), obs.F("original", a.Original), obs.F("plan", plan.String()))
 	}
@@ -142,7 +143,7 @@ type way struct {
 	src   *mesh.Workload
 	plan  steer.Plan
 	conn  capture.Accepted
-	trace flow.TraceID
+	trace claims.TraceID
 	rec   *flow.Flow
 }
 
@@ -191,9 +192,9 @@ func (w *way) headers() []hbone.Header {
 		host = w.plan.Service.Hostname
 	}
 	return append(make([]hbone.Header, 0, 4),
-		hbone.Header{Name: flow.HeaderBaggage, Value: flow.BaggageOf(w.src).String()},
-		hbone.Header{Name: flow.HeaderForwarded, Value: flow.Forwarded(w.conn.Peer, host)},
-		hbone.Header{Name: flow.HeaderTraceparent, Value: w.trace.String()})
+		hbone.Header{Name: claims.HeaderBaggage, Value: claims.BaggageOf(w.src).String()},
+		hbone.Header{Name: claims.HeaderForwarded, Value: claims.Forwarded(w.conn.Peer, host)},
+		hbone.Header{Name: claims.HeaderTraceparent, Value: w.trace.String()})
 }
 
 func (d *Driver) random(b []byte) {
@@ -285,14 +286,14 @@ func (w *way) inner(ctx context.Context, outer *hbone.Stream) (relay.Duplex, err
 		_ = outer.Close()
 		return nil, flow.Fail(flow.H2Failure, err)
 	}
-	stream, resp, err := client.Connect(ctx, w.plan.Authority, append(w.headers(), hbone.Header{Name: flow.HeaderNetwork, Value: w.cfg.Network}))
+	stream, resp, err := client.Connect(ctx, w.plan.Authority, append(w.headers(), hbone.Header{Name: claims.HeaderNetwork, Value: w.cfg.Network}))
 	if err != nil {
 		_ = client.Close()
 		client.Wait()
 		return nil, classify(err)
 	}
 	if !w.cfg.IgnoreBaggage {
-		w.rec.Destination(flow.ParseBaggage(resp.Get(flow.HeaderBaggage)), peer)
+		w.rec.Destination(claims.ParseBaggage(resp.Get(claims.HeaderBaggage)), peer)
 	}
 	return &innerStream{Stream: stream, client: client}, nil
 }
