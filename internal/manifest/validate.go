@@ -37,6 +37,7 @@ func validate(o Object, p *problems) {
 	case *corev1.Pod:
 		validatePod(&o.Spec, "spec", p)
 	case *appsv1.Deployment:
+		validateLabels("spec.template.metadata.labels", o.Spec.Template.Labels, p)
 		validatePod(&o.Spec.Template.Spec, "spec.template.spec", p)
 	case *gatewayv1.Gateway:
 		validateGateway(o, p)

@@ -21,13 +21,17 @@ func validateMeta(o Object, p *problems) {
 	if ns := o.GetNamespace(); ns != "" && len(validation.IsDNS1123Label(ns)) > 0 {
 		p.add("metadata.namespace", "value %q is no namespace name; use lower-case letters, digits and '-'", ns)
 	}
-	for _, k := range slices.Sorted(maps.Keys(o.GetLabels())) {
-		v := o.GetLabels()[k]
+	validateLabels("metadata.labels", o.GetLabels(), p)
+}
+
+func validateLabels(at string, labels map[string]string, p *problems) {
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		v := labels[k]
 		if bad := validation.IsQualifiedName(k); len(bad) > 0 {
-			p.add("metadata.labels", "key %q is no label key: %s", k, strings.Join(bad, "; "))
+			p.add(at, "key %q is no label key: %s", k, strings.Join(bad, "; "))
 		}
 		if bad := validation.IsValidLabelValue(v); len(bad) > 0 {
-			p.add("metadata.labels["+k+"]", "value %q is no label value: %s", v, strings.Join(bad, "; "))
+			p.add(at+"["+k+"]", "value %q is no label value: %s", v, strings.Join(bad, "; "))
 		}
 	}
 }

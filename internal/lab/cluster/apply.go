@@ -250,14 +250,15 @@ func (a *applier) label(r lab.LabelRequest) (lab.Change, error) {
 				return fmt.Errorf("%s has no pod template", r.Ref)
 			}
 			d.Spec.Template.Labels = edit(d.Spec.Template.Labels, r)
-			return nil
+			return manifest.Validate(o)
 		}
 		if r.Annotations {
 			o.SetAnnotations(edit(o.GetAnnotations(), r))
-			return nil
+			return manifest.Validate(o)
 		}
 		o.SetLabels(edit(o.GetLabels(), r))
-		return nil
+		// What cannot be read back would not even let its label be taken away again.
+		return manifest.Validate(o)
 	})
 	if err != nil {
 		return change, err

@@ -305,6 +305,10 @@ func (c *cluster) pending() []string {
 				text = "ending"
 			}
 			out = append(out, p.Namespace+"/"+p.Name+": "+text)
+			continue
+		}
+		if name, n := justRestarted(p, time.Now()); n > 0 {
+			out = append(out, fmt.Sprintf("%s/%s: %s was restarted %d times, last a moment ago", p.Namespace, p.Name, name, n))
 		}
 	}
 	for _, d := range s.deployments {
@@ -318,6 +322,21 @@ func (c *cluster) pending() []string {
 		}
 	}
 	return out
+}
+
+// justRestarted finds a container that counts as ready only because no probe
+// asks it, and that may end again at once, as it did before.
+func justRestarted(p *corev1.Pod, now time.Time) (name string, restarts int32) {
+	const proven = 2 * time.Second // times in a status are whole seconds
+	for _, c := range p.Spec.Containers {
+		for _, s := range p.Status.ContainerStatuses {
+			if s.Name == c.Name && c.ReadinessProbe == nil && c.StartupProbe == nil && s.RestartCount > 0 &&
+				s.State.Running != nil && now.Sub(s.State.Running.StartedAt.Time) < proven {
+				return c.Name, s.RestartCount
+			}
+		}
+	}
+	return "", 0
 }
 
 func settled(d *appsv1.Deployment) bool {

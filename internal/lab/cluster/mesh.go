@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -96,6 +97,7 @@ func (c *cluster) startAll(ctx context.Context, pods ...*corev1.Pod) error {
 // waitFor waits until missing answers with nothing, or ctx ends; the last
 // answer is returned.
 func (c *cluster) waitFor(ctx context.Context, missing func() []string) []string {
+	const again = 250 * time.Millisecond // some answers change with time alone
 	for {
 		changed := c.world.next()
 		out := missing()
@@ -106,6 +108,7 @@ func (c *cluster) waitFor(ctx context.Context, missing func() []string) []string
 		case <-ctx.Done():
 			return out
 		case <-changed:
+		case <-time.After(again):
 		}
 	}
 }
