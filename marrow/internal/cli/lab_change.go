@@ -34,6 +34,9 @@ func applyCommand(t *target) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if len(objects) == 0 {
+				return fmt.Errorf("-f %s: holds no object; name YAML files or directories with such", strings.Join(files, ", "))
+			}
 			return t.with(c, func(ctx context.Context, client *lab.Client) error {
 				changes, err := client.ApplyObjects(ctx, objects...)
 				if err != nil {

@@ -86,6 +86,9 @@ func (u *upFlags) run(c *cobra.Command) error {
 	if err := u.commands(); err != nil {
 		return &usageError{cmd: c, err: err}
 	}
+	if c.Flags().Changed("nodes") && u.o.Nodes < 1 {
+		return usage(c, "--nodes %d: a lab needs at least one node", u.o.Nodes)
+	}
 	began := time.Now()
 	u.o.Progress = func(p lab.Progress) {
 		if u.asJSON {
@@ -105,7 +108,7 @@ func (u *upFlags) run(c *cobra.Command) error {
 	if u.asJSON {
 		err = printJSON(c.OutOrStdout(), info)
 	} else {
-		_, err = fmt.Fprintf(c.OutOrStdout(), "lab %s is up: %s\n  marrow lab get pods\n  marrow lab exec POD -- COMMAND\n  marrow lab down%s\n",
+		_, err = fmt.Fprintf(c.OutOrStdout(), "lab %s is up: %s\n  marrow lab get pods%s\n  marrow lab exec%[3]s POD -- COMMAND\n  marrow lab down%[3]s\n",
 			l.Name, strings.Join(info.Nodes, ", "), nameFlag(l.Name))
 	}
 	if err != nil || u.o.Detach {
@@ -123,7 +126,7 @@ func nameFlag(name string) string {
 	if name == lab.DefaultName {
 		return ""
 	}
-	return " " + name
+	return " --lab " + name
 }
 
 func downCommand(t *target) *cobra.Command {

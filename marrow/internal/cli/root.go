@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -41,7 +42,39 @@ Try it:
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{cmd: c, err: err} })
 	root.AddCommand(labCommand(), demoCommand(), waypointCommand(), versionCommand(), appCommand(), envoyCommand())
+	explain(root)
 	return root
+}
+
+// explain makes wrong words on the command line usage errors everywhere:
+// without it a group of commands answers an unknown one with its help and 0.
+func explain(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		explain(sub)
+	}
+	if !c.Runnable() {
+		c.Args = cobra.ArbitraryArgs
+		c.RunE = func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return c.Help()
+			}
+			hint := ""
+			c.SuggestionsMinimumDistance = 2
+			if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+				hint = " (did you mean " + strings.Join(near, " or ") + "?)"
+			}
+			return usage(c, "unknown command %q%s", args[0], hint)
+		}
+		return
+	}
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return usage(c, "%w: %s", err, c.UseLine())
+			}
+			return nil
+		}
+	}
 }
 
 // usageError is a command line that cannot be understood; it ends with 64.

@@ -2,7 +2,9 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -242,6 +244,9 @@ func (f *waypointFlags) status() *cobra.Command {
 				if gs, err = f.waypoints(ctx, client); err != nil {
 					return err
 				}
+				if f.spec.Name != "" && !slices.ContainsFunc(gs, func(g *gatewayv1.Gateway) bool { return g.Name == f.spec.Name }) {
+					return fmt.Errorf("waypoint %s/%s: not found", f.namespace(), f.spec.Name)
+				}
 				rows := [][]string{{"NAMESPACE", "NAME", "STATUS", "TYPE", "REASON", "MESSAGE"}}
 				for _, g := range gs {
 					if f.spec.Name == "" || f.spec.Name == g.Name {
@@ -301,17 +306,22 @@ func (f *waypointFlags) runDelete(ctx context.Context, c *cobra.Command, client 
 			names = append(names, g.Name)
 		}
 	}
+	if len(names) == 0 {
+		_, err := fmt.Fprintln(c.OutOrStdout(), "No waypoints found.")
+		return err
+	}
+	var missing []error
 	for _, name := range names {
-		text := "not found"
-		if found[name] {
-			if _, err := client.Delete(ctx, true, waypoint.Ref(ns, name)); err != nil {
-				return err
-			}
-			text = "deleted"
+		if !found[name] {
+			missing = append(missing, fmt.Errorf("waypoint %s/%s: not found", ns, name))
+			continue
 		}
-		if _, err := fmt.Fprintf(c.OutOrStdout(), "waypoint %s/%s %s\n", ns, name, text); err != nil {
+		if _, err := client.Delete(ctx, true, waypoint.Ref(ns, name)); err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(c.OutOrStdout(), "waypoint %s/%s deleted\n", ns, name); err != nil {
 			return err
 		}
 	}
-	return nil
+	return errors.Join(missing...)
 }
