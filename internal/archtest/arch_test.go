@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/mod/modfile"
@@ -90,6 +91,12 @@ type file struct {
 	generated bool
 }
 
+// sources are all Go files of the tree.
+type sources struct {
+	files []file
+	fset  *token.FileSet
+}
+
 func root(t *testing.T) string {
 	t.Helper()
 	dir, err := filepath.Abs("../..")
@@ -102,11 +109,15 @@ func root(t *testing.T) string {
 	return dir
 }
 
-func parse(t *testing.T) ([]file, *token.FileSet) {
-	t.Helper()
-	base, fset := root(t), token.NewFileSet()
+// tree reads the whole tree, once for all tests.
+var tree = sync.OnceValues(func() (sources, error) {
+	base, err := filepath.Abs("../..")
+	if err != nil {
+		return sources{}, err
+	}
+	fset := token.NewFileSet()
 	var files []file
-	err := filepath.WalkDir(base, func(path string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(base, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -132,13 +143,19 @@ func parse(t *testing.T) ([]file, *token.FileSet) {
 		})
 		return nil
 	})
+	return sources{files: files, fset: fset}, err
+})
+
+func parse(t *testing.T) ([]file, *token.FileSet) {
+	t.Helper()
+	s, err := tree()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(files) < 50 {
-		t.Fatalf("only %d Go files seen: the walk is broken", len(files))
+	if len(s.files) < 50 {
+		t.Fatalf("only %d Go files seen: the walk is broken", len(s.files))
 	}
-	return files, fset
+	return s.files, s.fset
 }
 
 func TestImports(t *testing.T) {
