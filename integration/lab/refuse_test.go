@@ -222,13 +222,7 @@ func TestAuthorityRefuses(t *testing.T) {
 	f, stranger := newForger(w, true), newForger(w, false)
 	own, foreign := spiffe(w.ns, "rogue"), spiffe(w.ns, "server")
 	hour := time.Now().Add(time.Hour)
-	ztunnel1 := func() *corev1.Pod {
-		pods, err := lab.Get[*corev1.Pod](t.Context(), w.c, "istio-system", "ztunnel-node-1")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return pods[0]
-	}()
+	ztunnel1 := w.proxyPod("ztunnel-node-1")
 	rogue := w.podObject("rogue")
 	w.undisturbed(func() {
 		// What is right works, so that the refusals mean something.
@@ -266,6 +260,16 @@ func TestAuthorityRefuses(t *testing.T) {
 	})
 }
 
+// proxyPod is a component's pod.
+func (w *world) proxyPod(name string) *corev1.Pod {
+	w.t.Helper()
+	pods, err := lab.Get[*corev1.Pod](w.t.Context(), w.c, "istio-system", name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return pods[0]
+}
+
 func withUID(p *corev1.Pod, uid string) *corev1.Pod {
 	p = p.DeepCopy()
 	p.UID = types.UID(uid)
@@ -285,10 +289,14 @@ func TestDiscoveryRefuses(t *testing.T) {
 	f, stranger := newForger(w, true), newForger(w, false)
 	hour := time.Now().Add(time.Hour)
 	rogue := w.podObject("rogue")
+	proxy := f.token(w.proxyPod("ztunnel-node-1"), "istio-ca", hour)
 	node := func(kind, pod string) string {
 		return kind + "~10.9.9.9~" + pod + "." + w.ns + "~" + w.ns + ".svc.cluster.local"
 	}
 	w.undisturbed(func() {
+		if got := in[discovered](w, "rogue", "discover", discoverArgs{Token: proxy, NodeID: node("ztunnel", "ztunnel-node-1"), Type: addressType}); got.Code != "OK" || len(got.Names) == 0 {
+			t.Errorf("a node proxy with its token: %s %s", got.Code, got.Message)
+		}
 		for name, a := range map[string]discoverArgs{
 			"addresses without token":      {NodeID: node("ztunnel", "rogue"), Type: addressType},
 			"policies without token":       {NodeID: node("ztunnel", "rogue"), Type: policyType},
@@ -299,16 +307,17 @@ func TestDiscoveryRefuses(t *testing.T) {
 			"a pod that is no waypoint":    {Token: "pod", NodeID: node("waypoint", "rogue"), Type: listenerType},
 			"a node of an unknown kind":    {Token: "pod", NodeID: node("sidecar", "rogue"), Type: listenerType},
 			"the mesh, by an ordinary pod": {Token: "pod", NodeID: node("ztunnel", "rogue"), Type: addressType},
-			"metadata of another account":  {Token: "pod", NodeID: node("ztunnel", "rogue"), Metadata: map[string]any{"SERVICE_ACCOUNT": "server"}, Type: addressType},
-			"a node id that is none":       {Token: "pod", NodeID: "me", Type: addressType},
-			"listeners as if node proxy":   {Token: "pod", NodeID: node("ztunnel", "rogue"), Type: listenerType},
+			"metadata of another account":  {Token: proxy, NodeID: node("ztunnel", "rogue"), Metadata: map[string]any{"SERVICE_ACCOUNT": "server"}, Type: addressType},
+			"a node id that is none":       {Token: proxy, NodeID: "me", Type: addressType},
+			"listeners as if node proxy":   {Token: proxy, NodeID: node("ztunnel", "rogue"), Type: listenerType},
 			"secrets of who is no gateway": {Token: "pod", NodeID: node("waypoint", "rogue"), Type: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"},
 		} {
 			got := in[discovered](w, "rogue", "discover", a)
 			if got.Code == "OK" && len(got.Names) > 0 {
 				t.Errorf("%s: got %d resources", name, len(got.Names))
 			}
-			if got.Code == "OK" || got.Message == "" {
+			// A kind that node proxies have no use for is answered, with nothing in it.
+			if empty := got.Code == "OK" && name == "listeners as if node proxy"; !empty && (got.Code == "OK" || got.Message == "") {
 				t.Errorf("%s: %s %q, want a refusal with its reason", name, got.Code, got.Message)
 			}
 		}
