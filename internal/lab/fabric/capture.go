@@ -22,8 +22,10 @@ import (
 // not bound by the limits on socket buffers, which root of a user namespace
 // may not raise.
 const (
-	blockSize  = 1 << 20 // holds the largest packet many times
-	blockCount = 8
+	blockSize = 1 << 17 // holds the largest packet
+	// On a quiet link every block is handed over nearly empty, so that it is
+	// their number, not their size, that lets the reader stall: for 1.28 s.
+	blockCount = 128
 	// retireAfter makes the kernel hand over a block that is not full.
 	retireAfter = 10 * time.Millisecond
 	// settle is how long a stopping capture waits for the blocks of packets
@@ -61,16 +63,17 @@ func StartCapture(ns *Netns, iface string, w io.Writer) (*Capture, error) {
 	if iface != "" {
 		c.name += " " + iface
 	}
+	// Nothing is written for a capture that cannot start.
+	if err := ns.Do(func() error { return c.open(iface) }); err != nil {
+		return nil, fmt.Errorf("fabric: capture on %s: %w", c.name, err)
+	}
 	var err error
 	if c.w, err = pcap.NewWriter(c.out); err == nil {
 		// Readers of a pipe see at once that the capture is on.
 		err = c.out.Flush()
 	}
-	if err == nil {
-		err = ns.Do(func() error { return c.open(iface) })
-	}
 	if err != nil {
-		return nil, fmt.Errorf("fabric: capture on %s: %w", c.name, err)
+		return nil, fmt.Errorf("fabric: capture on %s: %w", c.name, errors.Join(err, unix.Munmap(c.ring), c.f.Close()))
 	}
 	go c.run()
 	return c, nil
@@ -83,7 +86,7 @@ func (c *Capture) open(iface string) (err error) {
 	if iface != "" {
 		link, err := net.InterfaceByName(iface)
 		if err != nil {
-			return err
+			return fmt.Errorf("interface %q: %w", iface, err)
 		}
 		index = link.Index
 	}
