@@ -170,10 +170,14 @@ func TestPatchStatusReachesRefusedObjects(t *testing.T) {
 // follow applies the events of a watcher until done says that the state is as wanted.
 func follow(t *testing.T, ch <-chan []filestore.Event, state map[manifest.Key]string, done func() bool) {
 	t.Helper()
-	limit := time.After(10 * time.Second)
+	// Silence is what fails, not a busy machine.
+	const silence = 20 * time.Second
+	limit := time.NewTimer(silence)
+	defer limit.Stop()
 	for {
 		select {
 		case batch := <-ch:
+			limit.Reset(silence)
 			for _, e := range batch {
 				switch {
 				case e.Err != nil:
@@ -184,7 +188,7 @@ func follow(t *testing.T, ch <-chan []filestore.Event, state map[manifest.Key]st
 					state[e.Key] = e.Object.GetAnnotations()["n"]
 				}
 			}
-		case <-limit:
+		case <-limit.C:
 			t.Fatalf("not reached; state %v", state)
 		}
 		if done() {
