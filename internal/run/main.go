@@ -17,7 +17,7 @@ const (
 	// ExitConfig is EX_USAGE of sysexits: the configuration was refused and
 	// nothing has listened yet.
 	ExitConfig = 64
-	// ExitSignal is what an impatient second signal ends with.
+	// ExitSignal is what an impatient second signal ends with, and what was interrupted before its end.
 	ExitSignal = 130
 )
 

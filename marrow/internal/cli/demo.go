@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/marrowmesh/marrow/internal/lab"
+	"github.com/marrowmesh/marrow/internal/run"
 	"github.com/marrowmesh/marrow/marrow/internal/demo"
 )
 
@@ -50,8 +51,21 @@ func (d *demoFlags) run(c *cobra.Command) error {
 	if !d.once && interactive() {
 		cfg.Stay = func(ctx context.Context, l *lab.Lab) { stay(ctx, cfg.Tell, l) }
 	}
-	return demo.Run(c.Context(), cfg)
+	err := demo.Run(c.Context(), cfg)
+	if err != nil && c.Context().Err() != nil {
+		return &interrupted{err}
+	}
+	return err
 }
+
+// interrupted is a demo that was ended before its last step. It hides the
+// cancellation within, which is a normal end for programs that only serve.
+type interrupted struct{ err error }
+
+func (e *interrupted) Error() string {
+	return fmt.Sprintf("interrupted before the last step: %v", e.err)
+}
+func (e *interrupted) ExitCode() int { return run.ExitSignal }
 
 // deployWaypoint is the user's own command.
 func deployWaypoint(ctx context.Context, out io.Writer, labName string) error {
