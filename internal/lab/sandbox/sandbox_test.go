@@ -49,7 +49,7 @@ func program(box *Box, args []string) int {
 			}
 		}
 		fmt.Println("up")
-		select {}
+		time.Sleep(time.Hour) // a select without cases is a deadlock to a program without cgo
 	case "orphans":
 		return orphans()
 	case "signal":
