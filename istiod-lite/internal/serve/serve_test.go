@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,11 +21,10 @@ import (
 	"github.com/marrowmesh/marrow/istiod-lite/internal/publish"
 )
 
-type counter struct{ n int }
+type counter struct{ n atomic.Int32 }
 
 func (c *counter) IssueKey(id identity.ID, _ time.Duration, _ time.Time) (chain, key []byte, err error) {
-	c.n++
-	return fmt.Appendf(nil, "chain %d of %s", c.n, id), []byte("key"), nil
+	return fmt.Appendf(nil, "chain %d of %s", c.n.Add(1), id), []byte("key"), nil
 }
 func (*counter) Roots() []byte { return []byte("roots") }
 
@@ -135,7 +135,7 @@ func TestWaypointSeesItsOwn(t *testing.T) {
 	if got := adm.Subscription.List(xds.ClusterType); len(got) != 1 || got[0].Name != "mine" {
 		t.Fatalf("sees %v", got)
 	}
-	if issuer.n != 0 {
+	if issuer.n.Load() != 0 {
 		t.Fatal("a key was made although nobody asked for a secret")
 	}
 	r, ok := adm.Subscription.Get(xds.SecretType, CertificateSecret)
@@ -167,20 +167,20 @@ func TestSecretRenewal(t *testing.T) {
 		adm.Subscription.Take()
 		time.Sleep(29 * time.Minute)
 		synctest.Wait()
-		if issuer.n != 1 {
-			t.Fatalf("%d keys made before half of the life", issuer.n)
+		if issuer.n.Load() != 1 {
+			t.Fatalf("%d keys made before half of the life", issuer.n.Load())
 		}
 		time.Sleep(3 * time.Minute)
 		synctest.Wait()
 		<-adm.Subscription.Changed()
-		if issuer.n != 2 || len(adm.Subscription.Take()[xds.SecretType]) != 2 {
-			t.Fatalf("%d keys made after half of the life, want 2 and a push", issuer.n)
+		if issuer.n.Load() != 2 || len(adm.Subscription.Take()[xds.SecretType]) != 2 {
+			t.Fatalf("%d keys made after half of the life, want 2 and a push", issuer.n.Load())
 		}
 		adm.Subscription.Close()
 		adm.Subscription.Close() // twice is once
 		time.Sleep(2 * time.Hour)
 		synctest.Wait()
-		if issuer.n != 2 || len(g.Store.List(secretScope(waypointCaller("wp-1").Identity), xds.SecretType)) != 0 {
+		if issuer.n.Load() != 2 || len(g.Store.List(secretScope(waypointCaller("wp-1").Identity), xds.SecretType)) != 0 {
 			t.Fatal("a secret that nobody follows is kept or renewed")
 		}
 		cancel()

@@ -47,8 +47,8 @@ func permission(p *rbacconfig.Permission) (condition, error) {
 	case *rbacconfig.Permission_RequestedServerName:
 		s, err := match.CompileString(r.RequestedServerName)
 		return func(q *match.Request) bool { return s.Match(q.ServerName) }, err
-	case *rbacconfig.Permission_Metadata: //nolint:staticcheck // control planes may still send the old form
-		return metadata(r.Metadata)
+	case *rbacconfig.Permission_Metadata:
+		return metadata(r.Metadata) //nolint:staticcheck // control planes may still send the old form
 	case *rbacconfig.Permission_SourcedMetadata:
 		return metadata(r.SourcedMetadata.GetMetadataMatcher())
 	}
@@ -71,8 +71,8 @@ func principal(p *rbacconfig.Principal) (condition, error) {
 		return authenticated(i.Authenticated)
 	case *rbacconfig.Principal_FilterState:
 		return filterState(i.FilterState)
-	case *rbacconfig.Principal_SourceIp: //nolint:staticcheck // control planes may still send the old form
-		return cidr(i.SourceIp, sourceIP)
+	case *rbacconfig.Principal_SourceIp:
+		return cidr(i.SourceIp, sourceIP) //nolint:staticcheck // control planes may still send the old form
 	case *rbacconfig.Principal_DirectRemoteIp:
 		return cidr(i.DirectRemoteIp, sourceIP)
 	case *rbacconfig.Principal_RemoteIp:
@@ -82,8 +82,8 @@ func principal(p *rbacconfig.Principal) (condition, error) {
 		return header(i.Header)
 	case *rbacconfig.Principal_UrlPath:
 		return path(i.UrlPath)
-	case *rbacconfig.Principal_Metadata: //nolint:staticcheck // control planes may still send the old form
-		return metadata(i.Metadata)
+	case *rbacconfig.Principal_Metadata:
+		return metadata(i.Metadata) //nolint:staticcheck // control planes may still send the old form
 	case *rbacconfig.Principal_SourcedMetadata:
 		return metadata(i.SourcedMetadata.GetMetadataMatcher())
 	}

@@ -42,11 +42,11 @@ func TestOldFormsOfHeaderMatchers(t *testing.T) {
 		m    *routev3.HeaderMatcher
 		hits string // of abc, ab, bc, xbx
 	}{
-		{"exact", &routev3.HeaderMatcher{HeaderMatchSpecifier: &routev3.HeaderMatcher_ExactMatch{ExactMatch: "ab"}}, "ab"},
-		{"prefix", &routev3.HeaderMatcher{HeaderMatchSpecifier: &routev3.HeaderMatcher_PrefixMatch{PrefixMatch: "ab"}}, "abc ab"},
-		{"suffix", &routev3.HeaderMatcher{HeaderMatchSpecifier: &routev3.HeaderMatcher_SuffixMatch{SuffixMatch: "bc"}}, "abc bc"},
-		{"contains", &routev3.HeaderMatcher{HeaderMatchSpecifier: &routev3.HeaderMatcher_ContainsMatch{ContainsMatch: "b"}}, "abc ab bc xbx"},
-		{"regex", &routev3.HeaderMatcher{HeaderMatchSpecifier: &routev3.HeaderMatcher_SafeRegexMatch{SafeRegexMatch: regex("x.x")}}, "xbx"},
+		{"exact", &routev3.HeaderMatcher{HeaderMatchSpecifier: &routev3.HeaderMatcher_ExactMatch{ExactMatch: "ab"}}, "ab"},                    //nolint:staticcheck // control planes may still send the old form
+		{"prefix", &routev3.HeaderMatcher{HeaderMatchSpecifier: &routev3.HeaderMatcher_PrefixMatch{PrefixMatch: "ab"}}, "abc ab"},             //nolint:staticcheck // control planes may still send the old form
+		{"suffix", &routev3.HeaderMatcher{HeaderMatchSpecifier: &routev3.HeaderMatcher_SuffixMatch{SuffixMatch: "bc"}}, "abc bc"},             //nolint:staticcheck // control planes may still send the old form
+		{"contains", &routev3.HeaderMatcher{HeaderMatchSpecifier: &routev3.HeaderMatcher_ContainsMatch{ContainsMatch: "b"}}, "abc ab bc xbx"}, //nolint:staticcheck // control planes may still send the old form
+		{"regex", &routev3.HeaderMatcher{HeaderMatchSpecifier: &routev3.HeaderMatcher_SafeRegexMatch{SafeRegexMatch: regex("x.x")}}, "xbx"},   //nolint:staticcheck // control planes may still send the old form
 		{"presence by silence", &routev3.HeaderMatcher{}, "abc ab bc xbx"},
 	} {
 		tc.m.Name = "x-a"

@@ -73,18 +73,18 @@ func CompileHeader(p *routev3.HeaderMatcher) (Header, error) {
 		h.value = String{kind: present}
 	case *routev3.HeaderMatcher_PresentMatch:
 		h.absent, h.value = !m.PresentMatch, String{kind: present}
-	case *routev3.HeaderMatcher_ExactMatch: //nolint:staticcheck // control planes may still send the old form
-		h.value = text(exact, m.ExactMatch, false)
-	case *routev3.HeaderMatcher_PrefixMatch: //nolint:staticcheck // control planes may still send the old form
-		h.value = text(prefix, m.PrefixMatch, false)
-	case *routev3.HeaderMatcher_SuffixMatch: //nolint:staticcheck // control planes may still send the old form
-		h.value = text(suffix, m.SuffixMatch, false)
-	case *routev3.HeaderMatcher_ContainsMatch: //nolint:staticcheck // control planes may still send the old form
-		h.value = text(contains, m.ContainsMatch, false)
+	case *routev3.HeaderMatcher_ExactMatch:
+		h.value = text(exact, m.ExactMatch, false) //nolint:staticcheck // control planes may still send the old form
+	case *routev3.HeaderMatcher_PrefixMatch:
+		h.value = text(prefix, m.PrefixMatch, false) //nolint:staticcheck // control planes may still send the old form
+	case *routev3.HeaderMatcher_SuffixMatch:
+		h.value = text(suffix, m.SuffixMatch, false) //nolint:staticcheck // control planes may still send the old form
+	case *routev3.HeaderMatcher_ContainsMatch:
+		h.value = text(contains, m.ContainsMatch, false) //nolint:staticcheck // control planes may still send the old form
 	case *routev3.HeaderMatcher_RangeMatch:
 		h.numbers = m.RangeMatch
-	case *routev3.HeaderMatcher_SafeRegexMatch: //nolint:staticcheck // control planes may still send the old form
-		h.value, err = CompileRegex(m.SafeRegexMatch)
+	case *routev3.HeaderMatcher_SafeRegexMatch:
+		h.value, err = CompileRegex(m.SafeRegexMatch) //nolint:staticcheck // control planes may still send the old form
 	case *routev3.HeaderMatcher_StringMatch:
 		h.value, err = CompileString(m.StringMatch)
 	default:

@@ -71,8 +71,8 @@ func compileLogFormat(file *filelogv3.FileAccessLog) (*Format, error) {
 			m[k] = v.GetStringValue()
 		}
 		return CompileJSONFormat(m)
-	case *corev3.SubstitutionFormatString_TextFormat: //nolint:staticcheck // control planes may still send the old form
-		return textLine(f.TextFormat)
+	case *corev3.SubstitutionFormatString_TextFormat:
+		return textLine(f.TextFormat) //nolint:staticcheck // control planes may still send the old form
 	}
 	return nil, fmt.Errorf("log format %T: %w", lf.GetFormat(), strict.ErrUnsupported)
 }

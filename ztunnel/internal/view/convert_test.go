@@ -138,8 +138,10 @@ func TestEveryFieldOfAPolicy(t *testing.T) {
 		DestinationPorts: []uint32{9}, NotDestinationPorts: []uint32{10}, ServiceAccounts: accounts("11"), NotServiceAccounts: accounts("12"),
 	}
 	kinds := &security.Match{Principals: []*security.StringMatch{
-		{MatchType: &security.StringMatch_Exact{Exact: "e"}}, {MatchType: &security.StringMatch_Prefix{Prefix: "p"}},
-		{MatchType: &security.StringMatch_Suffix{Suffix: "s"}}, {MatchType: &security.StringMatch_Presence{}},
+		{MatchType: &security.StringMatch_Exact{Exact: "e"}},
+		{MatchType: &security.StringMatch_Prefix{Prefix: "p"}},
+		{MatchType: &security.StringMatch_Suffix{Suffix: "s"}},
+		{MatchType: &security.StringMatch_Presence{}},
 	}}
 	got, err := view.Policy("ns/p", &security.Authorization{
 		Name: "p", Namespace: "ns", Scope: security.Scope_WORKLOAD_SELECTOR, Action: security.Action_DENY, DryRun: true,

@@ -153,7 +153,7 @@ func (set policySet) rules(kind policyKind, http bool) (enforced, shadow *rbacv3
 		if http {
 			policies = c.http
 		}
-		maps.Copy((*into).Policies, policies)
+		maps.Copy((*into).GetPolicies(), policies)
 	}
 	return enforced, shadow
 }

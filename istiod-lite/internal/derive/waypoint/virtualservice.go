@@ -41,7 +41,7 @@ func (d *derivation) istioRoutes(s *Service, p Port) []*routev3.Route {
 	var out []*routev3.Route
 	for _, v := range d.virtualServices(s) {
 		for i, rule := range v.Spec.GetHttp() {
-			routes, err := d.istioRule(v, rule, s, p)
+			routes, err := d.istioRule(v, rule, p)
 			if err != nil {
 				d.report("VirtualService", v.Namespace, v.Name, reasonInvalid, fmt.Sprintf("http[%d]: %v", i, err))
 			}
@@ -53,7 +53,7 @@ func (d *derivation) istioRoutes(s *Service, p Port) []*routev3.Route {
 
 // istioRule gives one route for each match that can hold here. A rule that cannot be expressed answers 503 for what it
 // matches; a match that cannot be expressed is left out and reported.
-func (d *derivation) istioRule(v *networkingv1.VirtualService, rule *networkingapi.HTTPRoute, s *Service, p Port) ([]*routev3.Route, error) {
+func (d *derivation) istioRule(v *networkingv1.VirtualService, rule *networkingapi.HTTPRoute, p Port) ([]*routev3.Route, error) {
 	matches := rule.GetMatch()
 	if len(matches) == 0 {
 		matches = []*networkingapi.HTTPMatchRequest{{}}
