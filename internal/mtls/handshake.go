@@ -113,15 +113,19 @@ func verifyServer(cert *Certificate, chain []*x509.Certificate, expect []identit
 }
 
 func verifyClient(cert *Certificate, chain []*x509.Certificate) error {
-	var want []string
-	if !cert.ID.IsZero() {
-		want = []string{identity.Scheme + cert.ID.TrustDomain() + "/ns/*/sa/*"}
-	}
-	if err := verifyChain(cert, chain, x509.ExtKeyUsageClientAuth, want); err != nil {
-		return err
-	}
+	return verifyDomain(cert, chain, x509.ExtKeyUsageClientAuth)
+}
+
+// verifyDomain accepts any identity of our own trust domain. Without an identity
+// of our own there is no domain to compare with, so nobody is accepted; Istio's
+// ztunnel leaves the check out then.
+func verifyDomain(cert *Certificate, chain []*x509.Certificate, use x509.ExtKeyUsage) error {
 	if cert.ID.IsZero() {
-		return nil
+		return &PeerError{Reason: "our own certificate names no identity, so no peer can be of our trust domain", Presented: presented(chain)}
+	}
+	want := []string{identity.Scheme + cert.ID.TrustDomain() + "/ns/*/sa/*"}
+	if err := verifyChain(cert, chain, use, want); err != nil {
+		return err
 	}
 	for _, u := range chain[0].URIs {
 		if id, err := identity.Parse(u.String()); err == nil && id.TrustDomain() == cert.ID.TrustDomain() {

@@ -15,20 +15,7 @@ func ClientTrusting(ctx context.Context, raw net.Conn, cert *Certificate) (*tls.
 	cfg := base(cert)
 	cfg.InsecureSkipVerify = true // the host name is not checked, the identity is: below
 	cfg.VerifyConnection = func(s tls.ConnectionState) error {
-		var want []string
-		if !cert.ID.IsZero() {
-			want = []string{identity.Scheme + cert.ID.TrustDomain() + "/ns/*/sa/*"}
-		}
-		chain := s.PeerCertificates
-		if err := verifyChain(cert, chain, x509.ExtKeyUsageServerAuth, want); err != nil {
-			return err
-		}
-		for _, u := range chain[0].URIs {
-			if id, err := identity.Parse(u.String()); err == nil && !cert.ID.IsZero() && id.TrustDomain() == cert.ID.TrustDomain() {
-				return nil
-			}
-		}
-		return &PeerError{Reason: "no identity of our trust domain", Presented: presented(chain), Expected: want}
+		return verifyDomain(cert, s.PeerCertificates, x509.ExtKeyUsageServerAuth)
 	}
 	return handshake(ctx, tls.Client(raw, cfg))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"net"
 	"strings"
@@ -28,8 +29,8 @@ func TestClientTrusting(t *testing.T) {
 		"foreign URI":         {mine, ca.issue(t, "https://td/ns/b/sa/b", nil), "no identity of our trust domain"},
 		"expired":             {mine, ca.issue(t, idB, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) }), "expired"},
 		"clients only":        {mine, ca.issue(t, idB, func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[1:] }), "incompatible key usage"},
-		"we have none":        {nobody, ca.issue(t, idB, nil), "no identity of our trust domain"},
-		"neither has any":     {nobody, ca.issue(t, "", nil), "no identity of our trust domain"},
+		"we have none":        {nobody, ca.issue(t, idB, nil), "our own certificate names no identity"},
+		"neither has any":     {nobody, ca.issue(t, "", nil), "our own certificate names no identity"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b := pair(t)
@@ -47,6 +48,22 @@ func TestClientTrusting(t *testing.T) {
 				t.Error("the refused connection stayed open")
 			}
 		})
+	}
+}
+
+// TestServerWithoutIdentity: who has no trust domain can tell nobody apart, so nobody is let in.
+func TestServerWithoutIdentity(t *testing.T) {
+	ca := newAuthority(t, "root")
+	nobody, peer := ca.issue(t, "", nil), ca.issue(t, idB, nil)
+	a, b := pair(t)
+	defer func() { _, _ = a.Close(), b.Close() }()
+	go func() {
+		// A peer that does not care who answers.
+		c := tls.Client(a, &tls.Config{Certificates: []tls.Certificate{peer.TLS}, InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+		_ = c.HandshakeContext(context.Background())
+	}()
+	if _, id, err := Server(t.Context(), b, nobody); err == nil || !strings.Contains(err.Error(), "names no identity") {
+		t.Fatalf("%v, %v; want a refusal", id, err)
 	}
 }
 
