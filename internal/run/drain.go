@@ -103,6 +103,15 @@ func (d *Drain) Draining() bool {
 // Forced is closed when what is left must end now.
 func (d *Drain) Forced() <-chan struct{} { return d.cut.Done() }
 
+// Err is ErrDrained once the drain was cut, nil before. Contexts made by Context
+// end a moment later: who saw something break in between asks here for the cause.
+func (d *Drain) Err() error {
+	if d.cut.Err() != nil {
+		return ErrDrained
+	}
+	return nil
+}
+
 // Context derives from ctx one that ends, with cause ErrDrained, when the drain
 // is cut.
 func (d *Drain) Context(ctx context.Context) (context.Context, context.CancelFunc) {

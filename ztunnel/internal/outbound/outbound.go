@@ -156,6 +156,10 @@ func (w *way) carry(live *conns.Live) error {
 	if cut := live.Cut(); cut != nil {
 		return flow.Fail(flow.NoFlag, cut)
 	}
+	// The pool closes its tunnels at the cut too, and may be first.
+	if cut := w.pod.Drain.Err(); cut != nil && err != nil {
+		return flow.Fail(flow.NoFlag, cut)
+	}
 	return err
 }
 
