@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -55,6 +56,27 @@ func (s side) setUp() error {
 			return fmt.Errorf("add route %v: %w", r, err)
 		}
 	}
+	return own(s.h, s.addrs)
+}
+
+// own waits until the kernel delivers packets for the addresses locally. A
+// work queue does that for IPv6, some time after the address was added: a
+// connection which the namespace opens to itself before leaves by the default
+// route, and keeps trying that way for all its life.
+func own(h *netlink.Handle, addrs []netip.Prefix) error {
+	deadline := time.Now().Add(10 * time.Second)
+	for _, a := range addrs {
+		for a.Addr().Is6() {
+			routes, err := h.RouteGet(a.Addr().AsSlice())
+			if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+				break
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("address %v is not in use 10 s after it was added (last route %v, error %v)", a.Addr(), routes, err)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
 	return nil
 }
 
@@ -94,7 +116,7 @@ func loopback(h *netlink.Handle, addrs ...netip.Prefix) error {
 			return fmt.Errorf("add address %v to lo: %w", a, err)
 		}
 	}
-	return nil
+	return own(h, addrs)
 }
 
 // withHandle runs fn with a netlink socket inside the namespace.

@@ -34,7 +34,7 @@ func program(box *Box, args []string) int {
 		if err := box.Ready(); err != nil {
 			return 1
 		}
-		select {}
+		time.Sleep(time.Hour) // a select without cases is a deadlock to a program without cgo
 	case "fail":
 		box.Fail(errors.New("no nodes"))
 		return 1
