@@ -49,6 +49,7 @@ func rules() []rule {
 		{from: "internal/xds", never: []string{"k8s.io/...", module + "internal/netsys"}, why: "protocols know neither Kubernetes nor namespaces"},
 		{from: "internal/zds", never: []string{"k8s.io/..."}, why: "protocols know no Kubernetes"},
 		{from: "internal/netsys", never: []string{module + "internal/mesh", module + "internal/identity", module + "internal/hbone", module + "internal/xds"}, why: "the system rooms know sockets, not the mesh"},
+		{from: "internal/burst", never: []string{module + "..."}, why: "bursts know no protocol: everything stands on them"},
 		{from: "internal/relay", never: []string{module + "internal/mesh", module + "internal/identity", module + "internal/hbone", module + "internal/xds"}, why: "the relay moves bytes between any two connections"},
 		{from: "...", never: []string{module + "internal/conf"}, except: []string{
 			"internal/conf", "ztunnel/internal/config", "waypoint/internal/config", "istiod-lite/internal/config", "cni/internal/config",

@@ -1,0 +1,220 @@
+package burst
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"syscall"
+)
+
+// errStuck is a reader that takes nothing although a whole slab is full.
+var errStuck = errors.New("burst: nothing taken of a full buffer")
+
+// plainRead is one read of a connection that is no socket.
+const plainRead = 16<<10 - Head - Tail
+
+// Feeder reads one connection. One goroutine at a time may use it.
+type Feeder struct {
+	nc net.Conn
+	rc syscall.RawConn
+
+	on   func(s *Slab, n int) (done int, err error)
+	step func(fd uintptr) bool
+	slab *Slab
+	left int // bytes in slab that on has not taken yet
+	size int // of the next slab
+	full int // full reads in a row, negative: small ones
+	err  error
+}
+
+// NewFeeder makes a Feeder of nc. It uses nc's RawConn if there is one.
+func NewFeeder(nc net.Conn) *Feeder {
+	f := &Feeder{nc: nc, size: classes[0] - Head - Tail}
+	if sc, ok := nc.(syscall.Conn); ok {
+		if rc, err := sc.SyscallConn(); err == nil {
+			f.rc = rc
+		}
+	}
+	f.step = f.onReady
+	return f
+}
+
+// Feed is NewFeeder(nc).Feed(on), forgetting what is left over at the end.
+func Feed(nc net.Conn, on func(s *Slab, n int) (done int, err error)) error {
+	f := NewFeeder(nc)
+	defer f.Free()
+	return f.Feed(on)
+}
+
+// Feed reads until the connection's end (nil), an error of it, or an error
+// of on. on gets n bytes at s.B[Head:Head+n], at least one, and says how many
+// it is done with; the others are shown again in front of what comes next. It
+// may change those bytes and use what is in front of and behind them. After
+// an error, such as a deadline, Feed may be called again.
+func (f *Feeder) Feed(on func(s *Slab, n int) (done int, err error)) error {
+	f.on, f.err = on, nil
+	defer func() { f.on = nil }()
+	if f.rc == nil {
+		return f.feedPlain()
+	}
+	err := f.rc.Read(f.step)
+	if f.left == 0 {
+		f.Free()
+	}
+	if f.err != nil {
+		err = f.err
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// Left is what on has not taken; it stays valid until the next Feed or Free.
+func (f *Feeder) Left() []byte {
+	if f.slab == nil {
+		return nil
+	}
+	return f.slab.B[Head : Head+f.left]
+}
+
+// Free forgets what was left over.
+func (f *Feeder) Free() {
+	if f.slab != nil {
+		f.slab.Free()
+		f.slab, f.left = nil, 0
+	}
+}
+
+// onReady reads until the socket is empty; false asks the poller to wait for
+// more. A short read does not prove that nothing is left: an end or a reset
+// that came with the last bytes is only seen by reading again, and the poller
+// has told of it already.
+func (f *Feeder) onReady(fd uintptr) bool {
+	for {
+		dst := f.space()
+		n, err := syscall.Read(int(fd), dst)
+		switch {
+		case err == syscall.EINTR: //nolint:errorlint // straight from the kernel
+			continue
+		case err == syscall.EAGAIN: //nolint:errorlint // straight from the kernel
+			f.rest()
+			return false
+		case err != nil:
+			f.err = os.NewSyscallError("read", err)
+			return true
+		case n == 0:
+			f.err = io.EOF
+			return true
+		}
+		if f.err = f.show(n, len(dst)); f.err != nil {
+			return true
+		}
+	}
+}
+
+func (f *Feeder) feedPlain() error {
+	for {
+		f.size = plainRead
+		dst := f.space()
+		n, err := f.nc.Read(dst)
+		if n > 0 {
+			if err := f.show(n, len(dst)); err != nil {
+				return err
+			}
+		}
+		if f.left == 0 {
+			f.rest()
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// space is where the next read goes.
+func (f *Feeder) space() []byte {
+	if f.slab == nil {
+		f.slab = Get(f.size)
+	} else if room := f.slab.Room(); f.left > 0 && room-f.left < room/2 && f.size > room {
+		f.grow(f.size)
+	}
+	return f.slab.B[Head+f.left : len(f.slab.B)-Tail]
+}
+
+func (f *Feeder) grow(size int) {
+	bigger := Get(size)
+	copy(bigger.B[Head:], f.slab.B[Head:Head+f.left])
+	f.slab.Free()
+	f.slab = bigger
+}
+
+// rest gives the slab back if it holds nothing.
+func (f *Feeder) rest() {
+	if f.slab != nil && f.left == 0 {
+		f.slab.Free()
+		f.slab = nil
+	}
+}
+
+// show offers what is there to on and keeps what it leaves.
+func (f *Feeder) show(n, asked int) error {
+	f.adapt(n, asked)
+	n += f.left
+	f.left = n
+	done, err := f.on(f.slab, n)
+	f.left = n - done
+	if f.left > 0 && done > 0 {
+		copy(f.slab.B[Head:], f.slab.B[Head+done:Head+n])
+	}
+	switch {
+	case err != nil:
+		return err
+	case f.left == 0 && f.size != f.slab.Room():
+		f.rest() // the next one has the size that fits now
+	case f.left == f.slab.Room():
+		if f.left >= MaxRead {
+			return errStuck
+		}
+		f.grow(min(4*f.left, MaxRead))
+	}
+	return nil
+}
+
+// shrinkAfter is how many reads in a row must leave most of the room unused
+// before the next slab is smaller.
+const shrinkAfter = 4
+
+// adapt chooses the size of the next slab: two full reads in a row quadruple
+// it.
+func (f *Feeder) adapt(n, asked int) {
+	switch {
+	case n == asked:
+		f.full = max(f.full, 0) + 1
+		if f.full >= 2 && f.size < MaxRead {
+			f.size, f.full = classFor(f.size+1), 0
+		}
+	case n < asked/8:
+		f.full = min(f.full, 0) - 1
+		if f.full <= -shrinkAfter && f.size > classes[0] {
+			f.size, f.full = max(classFor((f.size+Head+Tail)/4-Head-Tail), classes[0]-Head-Tail), 0
+		}
+	default:
+		f.full = 0
+	}
+}
+
+// classFor is the room of the smallest class that has room for size, at most
+// MaxRead.
+func classFor(size int) int {
+	for _, whole := range classes {
+		if room := whole - Head - Tail; size <= room {
+			return min(room, MaxRead)
+		}
+	}
+	return MaxRead
+}
