@@ -94,7 +94,7 @@ type Noise struct {
 // DroppedRound is a round of one scenario that counts for no implementation.
 type DroppedRound struct {
 	Scenario string `json:"scenario"`
-	Round    int    `json:"round"`
+	Round    int    `json:"round"` // 0: every round of one implementation, which is left out of the scenario
 	Why      string `json:"why"`
 }
 
@@ -153,6 +153,12 @@ type Row struct {
 	// HigherIsBetter and Counter are copied from the metric, so that the file can be compared alone.
 	HigherIsBetter bool `json:"higher_is_better,omitempty"`
 	Counter        bool `json:"counter,omitempty"`
+	// Added, Ship, Ahead and Bound are copied too. Values are as measured even
+	// where Added is set; Ratio is then of what each adds to direct.
+	Added bool    `json:"added,omitempty"`
+	Ship  float64 `json:"ship,omitempty"`
+	Ahead float64 `json:"ahead,omitempty"`
+	Bound float64 `json:"bound,omitempty"`
 	// PerRound holds the value of each round that counts, in order, per
 	// implementation: for comparing two files.
 	PerRound map[string][]float64 `json:"per_round,omitempty"`
