@@ -48,14 +48,7 @@ func Mean(xs []float64, seed uint64, names ...string) result.Ratio {
 			ys[i] = math.Log(x)
 		}
 	}
-	r := interval(mean(ys), draw(len(ys), source(seed, names...), func(pick []int) (float64, float64) {
-		s := 0.0
-		for _, i := range pick {
-			s += ys[i]
-		}
-		s /= float64(len(pick))
-		return s, s
-	}), len(ys))
+	r := interval(mean(ys), draw(len(ys), source(seed, names...), average(ys)), len(ys))
 	return result.Ratio{Point: back(r.Point), Low: back(r.Low), High: back(r.High)}
 }
 
@@ -73,15 +66,15 @@ func RatioOf(ours, theirs []float64, sums bool, seed uint64, names ...string) (r
 	}
 	rng := source(seed, names...)
 	if sums || slices.Min(ours) <= 0 || slices.Min(theirs) <= 0 {
-		r = interval(mean(ours)/mean(theirs), draw(n, rng, func(pick []int) (float64, float64) {
+		r = interval(mean(ours)/mean(theirs), draw(n, rng, func(pick []int) float64 {
 			a, b := 0.0, 0.0
 			for _, i := range pick {
 				a, b = a+ours[i], b+theirs[i]
 			}
-			if b <= 0 { // anything is possible: count it on both sides
-				return math.Inf(-1), math.Inf(1)
+			if b <= 0 {
+				return math.NaN()
 			}
-			return a / b, a / b
+			return a / b
 		}), n)
 		return r, mean(theirs) > 0 && !math.IsInf(r.Low, 0) && !math.IsInf(r.High, 0)
 	}
@@ -89,33 +82,22 @@ func RatioOf(ours, theirs []float64, sums bool, seed uint64, names ...string) (r
 	for i := range ours {
 		logs[i] = math.Log(ours[i] / theirs[i])
 	}
-	r = interval(mean(logs), draw(n, rng, func(pick []int) (float64, float64) {
-		s := 0.0
-		for _, i := range pick {
-			s += logs[i]
-		}
-		s /= float64(len(pick))
-		return s, s
-	}), n)
+	r = interval(mean(logs), draw(n, rng, average(logs)), n)
 	return result.Ratio{Point: math.Exp(r.Point), Low: math.Exp(r.Low), High: math.Exp(r.High)}, true
 }
 
-// resampled holds a statistic's least and greatest possible value per resample,
-// each sorted. They differ only where a resample leaves it undefined.
-type resampled struct{ low, high []float64 }
-
-// draw computes a statistic on Resamples draws of n rounds with replacement.
-func draw(n int, rng *rand.Rand, stat func(pick []int) (low, high float64)) resampled {
-	out := resampled{low: make([]float64, Resamples), high: make([]float64, Resamples)}
+// draw computes a statistic on Resamples draws of n rounds with replacement,
+// and sorts. NaN, which sorts first, is a resample that leaves it undefined.
+func draw(n int, rng *rand.Rand, stat func(pick []int) float64) []float64 {
+	out := make([]float64, Resamples)
 	pick := make([]int, n)
-	for k := range Resamples {
+	for k := range out {
 		for i := range pick {
 			pick[i] = rng.IntN(n)
 		}
-		out.low[k], out.high[k] = stat(pick)
+		out[k] = stat(pick)
 	}
-	slices.Sort(out.low)
-	slices.Sort(out.high)
+	slices.Sort(out)
 	return out
 }
 
@@ -125,14 +107,32 @@ func draw(n int, rng *rand.Rand, stat func(pick []int) (low, high float64)) resa
 // see that the rounds' own spread is an estimate. So the quantiles are moved out
 // to where Student's t would put them (the expanded percentile interval), which
 // for many rounds is again 2.5 % and 97.5 %.
-func interval(point float64, r resampled, n int) result.Ratio {
+func interval(point float64, drawn []float64, n int) result.Ratio {
 	tail := 0.0
 	if n >= MinRounds {
 		t := student975(n-1) * math.Sqrt(float64(n)/float64(n-1))
 		tail = 0.5 * math.Erfc(t/math.Sqrt2)
 	}
 	k := int(tail * Resamples)
-	return result.Ratio{Point: point, Low: min(point, r.low[k]), High: max(point, r.high[Resamples-1-k])}
+	undefined := 0
+	for undefined < len(drawn) && math.IsNaN(drawn[undefined]) {
+		undefined++
+	}
+	if undefined > k { // those could lie anywhere: beyond both ends
+		return result.Ratio{Point: point, Low: math.Inf(-1), High: math.Inf(1)}
+	}
+	return result.Ratio{Point: point, Low: min(point, drawn[k]), High: max(point, drawn[Resamples-1-k+undefined])}
+}
+
+// average is the mean of the picked values.
+func average(xs []float64) func(pick []int) float64 {
+	return func(pick []int) float64 {
+		s := 0.0
+		for _, i := range pick {
+			s += xs[i]
+		}
+		return s / float64(len(pick))
+	}
 }
 
 // student975 is the 97.5 % quantile of Student's t with the given degrees of
