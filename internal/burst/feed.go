@@ -96,9 +96,9 @@ func (f *Feeder) onReady(fd uintptr) bool {
 		dst := f.space()
 		n, err := syscall.Read(int(fd), dst)
 		switch {
-		case err == syscall.EINTR: //nolint:errorlint // straight from the kernel
+		case err == syscall.EINTR:
 			continue
-		case err == syscall.EAGAIN: //nolint:errorlint // straight from the kernel
+		case err == syscall.EAGAIN:
 			f.rest()
 			return false
 		case err != nil:

@@ -55,8 +55,8 @@ func (w *Writer) onReady(fd uintptr) bool {
 	for w.n < len(w.p) {
 		n, err := syscall.Write(int(fd), w.p[w.n:])
 		switch {
-		case err == syscall.EINTR: //nolint:errorlint // straight from the kernel
-		case err == syscall.EAGAIN: //nolint:errorlint // straight from the kernel
+		case err == syscall.EINTR:
+		case err == syscall.EAGAIN:
 			return !w.wait
 		case err != nil:
 			w.err = os.NewSyscallError("write", err)

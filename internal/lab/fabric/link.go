@@ -64,6 +64,8 @@ func (s side) setUp() error {
 // connection which the namespace opens to itself before leaves by the default
 // route, and keeps trying that way for all its life.
 func own(h *netlink.Handle, addrs []netip.Prefix) error {
+	look := time.NewTicker(time.Millisecond) // nothing tells of it
+	defer look.Stop()
 	deadline := time.Now().Add(10 * time.Second)
 	for _, a := range addrs {
 		for a.Addr().Is6() {
@@ -72,9 +74,9 @@ func own(h *netlink.Handle, addrs []netip.Prefix) error {
 				break
 			}
 			if time.Now().After(deadline) {
-				return fmt.Errorf("address %v is not in use 10 s after it was added (last route %v, error %v)", a.Addr(), routes, err)
+				return errors.Join(fmt.Errorf("address %v is not in use 10 s after it was added (last route %v)", a.Addr(), routes), err)
 			}
-			time.Sleep(time.Millisecond)
+			<-look.C
 		}
 	}
 	return nil
