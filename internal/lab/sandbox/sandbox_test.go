@@ -117,9 +117,14 @@ func TestMain(m *testing.M) {
 
 // need skips where the host forbids a sandbox, as package nstest does, which
 // cannot be used here: these tests are about what it builds upon.
-func need(t *testing.T) {
+func need(t *testing.T) { t.Helper(); needs(t, false) }
+
+// needUser skips where no user namespace can be made, as in a chroot.
+func needUser(t *testing.T) { t.Helper(); needs(t, true) }
+
+func needs(t *testing.T, user bool) {
 	t.Helper()
-	res, err := Enter(t.Context(), Config{Args: []string{"silent"}})
+	res, err := Enter(t.Context(), Config{Args: []string{"silent"}, ForceUser: user})
 	if res.ExitCode == 9 {
 		return
 	}
@@ -159,6 +164,9 @@ func TestForeground(t *testing.T) {
 	need(t)
 	for name, force := range map[string]bool{"as it is": false, "with a user namespace": true} {
 		t.Run(name, func(t *testing.T) {
+			if force {
+				needUser(t)
+			}
 			out, res, err := enter(t, Config{Args: []string{"facts"}, Hostname: "lab-x", ForceUser: force})
 			want := fmt.Sprintf("uid=0 links=1 lo=true host=lab-x user=%v procself=true\n", force || !canDoWithoutUser())
 			if pid, rest, _ := strings.Cut(out, " "); rest != want || pid == "pid=1" || res.ExitCode != 7 || err != nil {
@@ -332,9 +340,10 @@ func TestMountsStayInside(t *testing.T) {
 	}
 }
 
-// TestInsideChroot: / is no mount point there.
+// TestInsideChroot: / is no mount point there. Inside of one already, the
+// other tests show the same.
 func TestInsideChroot(t *testing.T) {
-	need(t)
+	needUser(t)
 	if os.Geteuid() != 0 {
 		t.Skip("only root may chroot")
 	}
@@ -366,7 +375,7 @@ func TestInsideChroot(t *testing.T) {
 
 // TestUnprivileged runs the tests again as nobody.
 func TestUnprivileged(t *testing.T) {
-	need(t)
+	needUser(t)
 	if os.Geteuid() != 0 {
 		t.Skip("this run is unprivileged already")
 	}
