@@ -1,0 +1,243 @@
+package report
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/marrowmesh/marrow/perf/result"
+	"github.com/marrowmesh/marrow/perf/stats"
+)
+
+const none = "–" // not measured
+
+// unit is how a row's values are shown: divided by Per, with Name behind.
+type unit struct {
+	per  float64
+	name string
+}
+
+// unitOf chooses a readable multiple of name for values of the given size.
+func unitOf(name string, size float64) unit {
+	ladder := func(base string, steps ...unit) unit {
+		out := unit{1, base}
+		for _, s := range steps {
+			if size >= s.per {
+				out = s
+			}
+		}
+		return out
+	}
+	base, rest, _ := strings.Cut(name, "/")
+	if rest != "" {
+		rest = "/" + rest
+	}
+	switch base {
+	case "B", "bytes", "byte":
+		return ladder("B"+rest, unit{1e3, "KB" + rest}, unit{1e6, "MB" + rest}, unit{1e9, "GB" + rest})
+	case "us", "µs":
+		return ladder("µs"+rest, unit{1e3, "ms" + rest}, unit{1e6, "s" + rest})
+	case "ns":
+		return ladder("ns"+rest, unit{1e3, "µs" + rest}, unit{1e6, "ms" + rest}, unit{1e9, "s" + rest})
+	case "CPU-us", "CPU-µs":
+		return ladder("CPU-µs"+rest, unit{1e3, "CPU-ms" + rest}, unit{1e6, "CPU-s" + rest})
+	case "s", "CPU-s":
+		prefix := strings.TrimSuffix(base, "s")
+		return ladder(prefix+"µs"+rest, unit{1e-3, prefix + "ms" + rest}, unit{0.1, base + rest}).seconds()
+	}
+	return unit{1, name}
+}
+
+// seconds gives the steps of a ladder of seconds their size: there a step
+// begins below its own unit, for 0.31 CPU-s/GB reads better than 310 CPU-ms/GB.
+func (u unit) seconds() unit {
+	switch u.per {
+	case 1:
+		u.per = 1e-6
+	case 0.1:
+		u.per = 1
+	}
+	return u
+}
+
+func (u unit) show(v float64) string { return number(v / u.per) }
+
+// rowUnit is the unit in which all values of a row are shown.
+func rowUnit(r result.Row) unit {
+	size := 0.0
+	for _, v := range r.Values {
+		size = max(size, math.Abs(v))
+	}
+	return unitOf(r.Unit, size)
+}
+
+// number prints three significant digits, and all digits before the point.
+func number(v float64) string {
+	a := math.Abs(v)
+	switch {
+	case math.IsNaN(v) || math.IsInf(v, 0):
+		return none
+	case a >= 1000:
+		return grouped(v)
+	case a >= 99.95:
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case a >= 9.995:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	case a >= 0.9995:
+		return strconv.FormatFloat(v, 'f', 2, 64)
+	case a >= 0.0995:
+		return strconv.FormatFloat(v, 'f', 3, 64)
+	case a == 0:
+		return "0"
+	}
+	return strconv.FormatFloat(v, 'g', 3, 64)
+}
+
+// grouped prints an integer as 12,345.
+func grouped(v float64) string {
+	s := strconv.FormatFloat(math.Abs(v), 'f', 0, 64)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	if v < 0 {
+		s = "-" + s
+	}
+	return s
+}
+
+// percent prints a part of one.
+func percent(v float64) string { return strconv.FormatFloat(100*v, 'f', 1, 64) + " %" }
+
+// ratioText is "0.82 [0.80, 0.84]".
+func ratioText(r result.Ratio) string {
+	return fmt.Sprintf("%s [%s, %s]", ratioNumber(r.Point), ratioNumber(r.Low), ratioNumber(r.High))
+}
+
+// ratioNumber has two decimals, and more where the value is small.
+func ratioNumber(v float64) string {
+	switch {
+	case v >= 99.5:
+		return grouped(v)
+	case v >= 0.0995 || v == 0:
+		return strconv.FormatFloat(v, 'f', 2, 64)
+	}
+	return strconv.FormatFloat(v, 'g', 2, 64)
+}
+
+// metricName makes a metric's key readable: "cpu_proxies" is "CPU proxies".
+func metricName(key string) string {
+	words := strings.FieldsFunc(key, func(r rune) bool { return r == '_' || r == '-' })
+	for i, w := range words {
+		switch w {
+		case "cpu", "rss", "tls", "tcp", "fd", "io", "gc":
+			words[i] = strings.ToUpper(w)
+		case "gb", "mb", "kb":
+			words[i] = strings.ToUpper(w)
+		case "fds":
+			words[i] = "FDs"
+		case "p999":
+			words[i] = "p99.9"
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// implsOf lists who appears in a file: direct, marrow, then peers by name.
+func implsOf(f result.File) []string {
+	seen := map[string]bool{}
+	for _, r := range f.Rows {
+		for impl := range r.Values {
+			seen[impl] = true
+		}
+		for impl := range r.Verdict {
+			seen[impl] = true
+		}
+	}
+	var out []string
+	for _, impl := range []string{result.Direct, result.Marrow} {
+		if seen[impl] {
+			out = append(out, impl)
+		}
+		delete(seen, impl)
+	}
+	return append(out, sorted(seen)...)
+}
+
+func peersOf(f result.File) []string {
+	return slices.DeleteFunc(implsOf(f), func(s string) bool { return s == result.Direct || s == result.Marrow })
+}
+
+func sorted[V any](m map[string]V) []string {
+	out := make([]string, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// valueText is a value of a row; of a difference to direct it says how much is
+// added.
+func valueText(r result.Row, u unit, impl string) string {
+	v, ok := r.Values[impl]
+	if !ok {
+		return none
+	}
+	direct, has := r.Values[result.Direct]
+	if !r.Added || impl == result.Direct || !has {
+		return u.show(v)
+	}
+	sign := "+"
+	if v < direct {
+		sign = "-"
+	}
+	return fmt.Sprintf("%s (%s%s)", u.show(v), sign, u.show(math.Abs(v-direct)))
+}
+
+// wonText is "18/20".
+func wonText(r result.Row, peer string) string {
+	won, ok := r.Won[peer]
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf("%d/%d", won, r.Rounds)
+}
+
+// standingText is where a row stands against its goal, in a table's words.
+func standingText(v stats.Verdict) string {
+	if v.Standing == stats.Unshown {
+		return "not shown"
+	}
+	return v.Standing
+}
+
+// boundsText is "≤ 0.95, ahead ≤ 0.80".
+func boundsText(ship, ahead float64, higher bool) string {
+	sign := "≤ "
+	if higher {
+		sign = "≥ "
+	}
+	var parts []string
+	if ship != 0 {
+		parts = append(parts, sign+ratioNumber(ship))
+	}
+	if ahead != 0 {
+		parts = append(parts, "ahead "+sign+ratioNumber(ahead))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// pad fills s to w columns, at the left if right is set.
+func pad(s string, w int, right bool) string {
+	n := w - utf8.RuneCountInString(s)
+	if n <= 0 {
+		return s
+	}
+	if right {
+		return strings.Repeat(" ", n) + s
+	}
+	return s + strings.Repeat(" ", n)
+}

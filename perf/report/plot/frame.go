@@ -1,0 +1,81 @@
+package plot
+
+// Text is what a figure says about itself.
+type Text struct {
+	Title string // what is shown
+	Sub   string // under what conditions, which direction is better
+	X, Y  string // axis labels with units
+	About string // one sentence for those who cannot see the figure
+}
+
+// Label names a series and gives it a colour: 0 for the baseline, 1 for what is
+// compared, 2 and up for what it is compared with.
+type Label struct {
+	Name   string
+	Colour int
+}
+
+const (
+	width  = 720.0
+	height = 400.0
+	left   = 76.0 // of the plot area: room for numbers and the axis label
+	right  = 24.0 // free at the right
+	top    = 88.0 // title, subtitle, legend
+	bottom = 54.0 // numbers and label of the x axis
+	below0 = 16.0 // from the axis to its numbers
+	legend = 70.0 // baseline of the legend
+	swatch = 26.0 // width of a legend's line
+	gap    = 22.0 // between legend entries
+	radius = 3.75 // of a mark
+)
+
+// frame draws what all figures with two axes have in common, and returns the
+// scales fitted to the plot area.
+func (c *canvas) frame(t Text, x, y scale, xticks, yticks []tick) (fx, fy scale) {
+	x.from, x.to = left, width-right
+	y.from, y.to = height-bottom, top
+	c.heading(t, width, height)
+	for _, k := range yticks {
+		p := y.at(k.v)
+		c.line("grid", left, p, width-right, p)
+		c.text("tick", "end", left-8, p+4, k.label)
+	}
+	for _, k := range xticks {
+		p := x.at(k.v)
+		c.line("grid", p, top, p, height-bottom)
+		c.text("tick", "middle", p, height-bottom+below0, k.label)
+	}
+	c.line("axis", left, height-bottom, width-right, height-bottom)
+	c.text("", "middle", (left+width-right)/2, height-14, t.X)
+	c.upright("", 18, (top+height-bottom)/2, t.Y)
+	return x, y
+}
+
+func (c *canvas) heading(t Text, w, h float64) {
+	c.rect("paper", 0, 0, w, h, 0)
+	c.text("head", "start", 16, 26, t.Title)
+	c.text("sub", "start", 16, 46, t.Sub)
+}
+
+// key draws the legend: a piece of line, the mark and the name per series.
+func (c *canvas) key(labels []Label, lines bool) {
+	x := left
+	for _, l := range labels {
+		w := 14.0
+		if lines {
+			w = swatch
+			c.path("line "+stroke(l.Colour), dash(l.Colour), []point{{x, legend - 4}, {x + w, legend - 4}})
+		}
+		c.mark(fill(l.Colour), tone(l.Colour), x+w/2, legend-4, radius)
+		c.text("", "start", x+w+6, legend, l.Name)
+		x += w + 6 + wide(l.Name) + gap
+	}
+}
+
+func (c *canvas) figure(t Text, w, h float64) Figure {
+	about := t.About
+	if about == "" {
+		about = t.Sub
+	}
+	return Figure{width: w, height: h, title: t.Title, about: about, body: c.b.String()}
+}
