@@ -1,0 +1,214 @@
+//go:build lab
+
+package h2spec_test
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/marrowmesh/marrow/integration/arena"
+)
+
+func TestMain(m *testing.M) { os.Exit(arena.Main(m, &Judge{})) }
+
+// exception is a case that we do not pass, on purpose.
+type exception struct {
+	rfc    string // section of RFC 9113
+	reason string
+}
+
+// exceptions by the case's section and title. A case that passes must not stand here.
+var exceptions = map[string]exception{}
+
+// Judge runs h2spec in a pod.
+type Judge struct{}
+
+// Trial says whom to judge, as whom, by what program.
+type Trial struct {
+	Program, Pod, Target string
+	Args                 []string
+}
+
+// Verdict is h2spec's JUnit report and what it printed.
+type Verdict struct{ Report, Output []byte }
+
+// Run puts a forwarder in front of the target and h2spec in front of the forwarder.
+func (*Judge) Run(t Trial, v *Verdict) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 80*time.Second)
+	defer cancel()
+	cert, err := arena.Certificate(ctx, t.Pod)
+	if err != nil {
+		return err
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	go func() {
+		for {
+			plain, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer plain.Close()
+				secure, err := arena.Dial(ctx, cert, t.Target, nil)
+				if err != nil {
+					fmt.Fprintln(os.Stderr, "forwarder:", err)
+					return
+				}
+				forward(plain, secure)
+			}()
+		}
+	}()
+	dir, err := os.MkdirTemp("", "h2spec")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	report := filepath.Join(dir, "report.xml")
+	_, port, _ := net.SplitHostPort(ln.Addr().String())
+	args := []string{"--host", "127.0.0.1", "--port", port, "--strict", "--timeout", "2", "--junit-report", report}
+	cmd := exec.CommandContext(ctx, t.Program, append(args, t.Args...)...)
+	v.Output, err = cmd.CombinedOutput()
+	if _, failed := errors.AsType[*exec.ExitError](err); err != nil && !failed {
+		return err
+	}
+	if v.Report, err = os.ReadFile(report); err != nil {
+		return fmt.Errorf("%w: h2spec said: %s", err, v.Output)
+	}
+	return nil
+}
+
+// duplex is a connection whose sending side can be closed alone.
+type duplex interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// forward carries bytes both ways until the mesh's side ends. h2spec tells a closed connection from an open one, so the
+// end is passed on at once.
+func forward(plain net.Conn, secure duplex) {
+	defer secure.Close()
+	go func() {
+		_, _ = io.Copy(secure, plain)
+		_ = secure.CloseWrite()
+	}()
+	_, _ = io.Copy(plain, secure)
+}
+
+// program is h2spec, built by make or here.
+func program(t *testing.T) string {
+	t.Helper()
+	if path, err := filepath.Abs("../../build/h2spec"); err == nil {
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	path := filepath.Join(t.TempDir(), "h2spec")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-C", "tool", "-o", path, "github.com/summerwind/h2spec/cmd/h2spec")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		text := fmt.Sprintf("h2spec cannot be built: %v: %s", err, out)
+		if os.Getenv("MARROW_REQUIRE_H2SPEC") == "1" {
+			t.Fatal(text)
+		}
+		t.Skip(text)
+	}
+	return path
+}
+
+// suite is one group of cases of the report.
+type suite struct {
+	Package string `xml:"package,attr"`
+	ID      string `xml:"id,attr"`
+	Name    string `xml:"name,attr"`
+	Cases   []struct {
+		Title   string `xml:"classname,attr"`
+		Skipped *struct {
+			Text string `xml:",chardata"`
+		} `xml:"skipped"`
+		Failure *struct {
+			Text string `xml:",chardata"`
+		} `xml:"failure"`
+		Error *struct {
+			Text string `xml:",chardata"`
+		} `xml:"error"`
+	} `xml:"testcase"`
+}
+
+// result is what became of one case: "" = passed.
+type results map[string]string
+
+// run judges the target by some of h2spec's arguments.
+func run(t *testing.T, g *arena.Agent, trial Trial) (results, string) {
+	t.Helper()
+	v := arena.Do[Verdict](t, g, "Judge.Run", trial)
+	var report struct {
+		Suites []suite `xml:"testsuite"`
+	}
+	if err := xml.Unmarshal(v.Report, &report); err != nil {
+		t.Fatalf("%v: %s", err, v.Report)
+	}
+	out := results{}
+	for _, s := range report.Suites {
+		for _, c := range s.Cases {
+			fault := ""
+			switch {
+			case c.Failure != nil:
+				fault = "failed: " + c.Failure.Text
+			case c.Error != nil:
+				fault = "failed: " + c.Error.Text
+			case c.Skipped != nil:
+				fault = "skipped: " + c.Skipped.Text
+			}
+			out[s.Package+": "+c.Title] = strings.Join(strings.Fields(fault), " ")
+		}
+	}
+	lines := strings.Split(strings.TrimSpace(string(v.Output)), "\n")
+	return out, lines[len(lines)-1]
+}
+
+// TestH2Spec: RFC 9113 on the tunnel port, as a stranger reads it.
+func TestH2Spec(t *testing.T) {
+	path := program(t)
+	a := arena.Up(t, arena.Pod{Name: "server", Node: "node-2", Mesh: true}, arena.Pod{Name: "rogue", Node: "node-1"})
+	g := a.Agent(t, arena.InPod("rogue"))
+	trial := Trial{Program: path, Pod: "rogue", Target: net.JoinHostPort(a.IP(t, "server").String(), strconv.Itoa(15008))}
+	all, words := run(t, g, trial)
+	if len(all) < 140 {
+		t.Errorf("h2spec ran %d cases only: %s", len(all), words)
+	}
+	// h2spec takes 16 KiB for the largest frame; we allow 1 MiB. Its own switch makes the headers long enough.
+	trial.Args = []string{"http2/4.2", "--max-header-length", "250000"}
+	long, _ := run(t, g, trial)
+	maps.Copy(all, long)
+	passed := 0
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		e, excepted := exceptions[name]
+		switch fault := all[name]; {
+		case fault == "" && excepted:
+			t.Errorf("%s: passes; take it out of the exceptions", name)
+		case fault == "":
+			passed++
+		case excepted:
+			t.Logf("exception: %s (RFC 9113, %s): %s", name, e.rfc, e.reason)
+		default:
+			t.Errorf("%q: %s", name, fault)
+		}
+	}
+	t.Logf("h2spec: %d cases, %d passed, %d excepted; in its own words: %s", len(all), passed, len(all)-passed, words)
+}
