@@ -7,8 +7,9 @@ import (
 // Config is the settings of one connection. Zero fields take the mesh's
 // defaults, the same for both roles where not said otherwise.
 type Config struct {
-	StreamWindow  uint32        // bytes a peer may send on a stream unread; 0 = 4 MiB
-	ConnWindow    uint32        // bytes a peer may send on all streams unread; 0 = 16 MiB
+	StreamWindow  uint32        // most that a stream's window grows to while its owner keeps up; 0 = 4 MiB
+	ConnWindow    uint32        // bytes a peer may send on all streams before we say more; 0 = 16 MiB
+	Queue         int64         // bytes queued on all streams up to which the connection's window is given back on receipt; 0 = 64 MiB
 	FrameSize     uint32        // largest DATA frame taken; 0 = 1 MiB
 	MaxStreams    uint32        // server: streams a peer may open, 0 = 200; client: streams opened at once, 0 = 100
 	MaxHeaderList uint32        // decoded header bytes taken; 0 = 64 KiB as server, 16 KiB as client
@@ -25,9 +26,14 @@ const (
 	lingerTimeout    = time.Second // last words and the peer's own close
 	outboxLimit      = 256 << 10   // bytes queued before writers wait
 	backlogLimit     = 1 << 20     // bytes queued, answers to the peer's own frames included, beyond which it is cut off
-	maxDataFrame     = 128 << 10   // our own frames: large enough to be few, small enough to share
-	maxControlFrame  = 128 << 10   // any other frame: two whole header lists
-	readBufferSize   = 32 << 10    // two TLS records
+	baseWindow       = 256 << 10   // a stream's window at first, and while its owner lags
+	extraLimit       = 16 << 20    // what all streams of a connection may have above the base
+	maxTurn          = 256 << 10   // our own frames, when one stream alone has something to send
+	sharedTurn       = 64 << 10    // and when several have: what one sends before the next one's turn
+	smallWrite       = 16 << 10    // what is copied behind somebody's write instead of waiting for it
+	crumbSize        = 256         // a window that lets us send less than this is not worth the frame
+	maxControlFrame  = 128 << 10   // any frame but DATA: two whole header lists
+	maxBlockFrames   = 256         // HEADERS and CONTINUATIONs of one header block
 	maxInformational = 10          // 1xx responses before the final one
 )
 
@@ -50,6 +56,9 @@ func (c Config) withDefaults(r role) Config {
 	c.StreamWindow = min(c.StreamWindow, maxWindow)
 	c.ConnWindow = max(min(c.ConnWindow, maxWindow), defaultWindow)
 	c.FrameSize = max(min(c.FrameSize, 1<<24-1), defaultMaxFrame)
+	if c.Queue <= 0 {
+		c.Queue = 64 << 20
+	}
 	if c.PingInterval == 0 {
 		c.PingInterval = 10 * time.Second
 	}
@@ -58,6 +67,9 @@ func (c Config) withDefaults(r role) Config {
 	}
 	return c
 }
+
+// base is the window that a stream starts with.
+func (c *Config) base() int64 { return int64(min(c.StreamWindow, baseWindow)) }
 
 type role uint8
 

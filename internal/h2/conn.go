@@ -1,16 +1,13 @@
 package h2
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 )
 
 // Field is one header field; the name of a pseudo-header starts with ":".
@@ -26,29 +23,42 @@ type Conn struct {
 	role   role
 	handle Handler // server only
 
-	in     input          // the reading goroutine's
-	frames atomic.Uint64  // frames received, for liveness
-	wg     sync.WaitGroup // reading goroutine, flushers, handlers
-	done   chan struct{}  // closed when err is set
+	in   input          // the reading goroutine's
+	wg   sync.WaitGroup // reading goroutine, flushers, drainers, handlers
+	done chan struct{}  // closed when err is set
 
-	mu      sync.Mutex
-	err     error // why the connection ended; nil while it lives
-	out     outbox
-	recv    window // what the peer may send on the whole connection
-	send    int64  // what we may send on the whole connection
-	blocked map[*Stream]struct{}
-	peer    peer
-	life    life
-	set     streamSet
-	guard   guard
-	ping    pinger
+	mu    sync.Mutex
+	err   error // why the connection ended; nil while it lives
+	out   outbox
+	recv  connWindow // what the peer may send on the whole connection
+	send  int64      // what we may send on the whole connection
+	peer  peer
+	life  life
+	set   streamSet
+	guard guard
+	ping  pinger
+	stats Stats
 }
 
-// input is what the reading goroutine reads with.
-type input struct {
-	br    *bufio.Reader
-	meter *meter
-	fr    *http2.Framer
+// Stats counts what a connection did. Frames are HTTP/2 frames (a header
+// block counts once), Data their payload in DATA.
+type Stats struct {
+	FramesIn, FramesOut uint64
+	DataIn, DataOut     uint64
+	Writes              uint64 // calls to the connection's Write
+	Feeds               uint64 // pieces in which input arrived
+	Queued              uint64 // bytes that their stream's owner did not take at once
+	Waiting             int64  // of them, not taken yet
+}
+
+// Stats is what the connection did so far.
+func (c *Conn) Stats() Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.stats
+	s.FramesOut, s.Writes = c.out.frames, c.out.writes
+	s.Feeds, s.Waiting = c.in.feeds.Load(), c.recv.queued
+	return s
 }
 
 // peer is what the other side said in its SETTINGS.
@@ -86,7 +96,7 @@ func NewClient(nc net.Conn, cfg Config) *Conn {
 	c := newConn(nc, cfg, client)
 	c.set.next = 1
 	c.mu.Lock()
-	_, _ = c.out.Write([]byte(http2.ClientPreface)) // queues, which cannot fail
+	c.out.queue.push([]byte(http2.ClientPreface))
 	c.greet()
 	c.kick()
 	c.mu.Unlock()
@@ -109,22 +119,15 @@ func NewServer(nc net.Conn, cfg Config, h Handler) *Conn {
 func newConn(nc net.Conn, cfg Config, r role) *Conn {
 	c := &Conn{
 		nc: nc, cfg: cfg.withDefaults(r), role: r,
-		done:    make(chan struct{}),
-		send:    defaultWindow,
-		blocked: make(map[*Stream]struct{}),
-		peer:    peer{window: defaultWindow, maxFrame: defaultMaxFrame, maxStreams: assumedStreams},
-		set:     streamSet{open: make(map[uint32]*Stream)},
+		done: make(chan struct{}),
+		send: defaultWindow,
+		peer: peer{window: defaultWindow, maxFrame: defaultMaxFrame, maxStreams: assumedStreams},
+		set:  streamSet{open: make(map[uint32]*Stream)},
 	}
-	c.recv = window{size: int64(c.cfg.ConnWindow), left: int64(c.cfg.ConnWindow)}
+	c.recv.window = window{size: int64(c.cfg.ConnWindow), left: int64(c.cfg.ConnWindow)}
 	c.guard = newGuard(c.cfg.MaxStreams)
-	br := bufio.NewReaderSize(nc, readBufferSize)
-	m := &meter{r: br, left: -1}
-	c.in = input{br: br, meter: m, fr: http2.NewFramer(nil, m)}
-	c.in.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	c.in.fr.MaxHeaderListSize = c.cfg.MaxHeaderList
-	c.in.fr.SetMaxReadFrameSize(c.cfg.FrameSize)
-	c.in.fr.SetReuseFrames()
-	c.out.init(&c.mu)
+	c.in.init(c.cfg, r)
+	c.out.init(c)
 	c.ping.start(c)
 	return c
 }
@@ -132,7 +135,7 @@ func newConn(nc net.Conn, cfg Config, r role) *Conn {
 // greet queues our SETTINGS and opens the connection's window.
 func (c *Conn) greet() {
 	s := []http2.Setting{
-		{ID: http2.SettingInitialWindowSize, Val: c.cfg.StreamWindow},
+		{ID: http2.SettingInitialWindowSize, Val: uint32(c.cfg.base())},
 		{ID: http2.SettingMaxFrameSize, Val: c.cfg.FrameSize},
 		{ID: http2.SettingMaxHeaderListSize, Val: c.cfg.MaxHeaderList},
 	}
@@ -264,7 +267,6 @@ func (c *Conn) end(err *ConnError) {
 		close(w)
 	}
 	c.set.waiting = nil
-	c.wakeBlocked()
 	close(c.done)
 	now := time.Now()
 	_ = c.nc.SetReadDeadline(now.Add(-time.Second))

@@ -1,7 +1,6 @@
 package h2
 
 import (
-	"io"
 	"time"
 )
 
@@ -32,6 +31,7 @@ type guard struct {
 	empty    budget // DATA without bytes and without end
 	odd      budget // priority, unknown frames, frames and headers of closed streams
 	refused  budget // streams over the limit
+	crumbs   budget // WINDOW_UPDATEs that let a waiting stream send next to nothing
 }
 
 func newGuard(maxStreams uint32) guard {
@@ -43,24 +43,6 @@ func newGuard(maxStreams uint32) guard {
 		empty:    budget{name: "empty DATA frames", burst: 1000, rate: 100},
 		odd:      budget{name: "frames without purpose", burst: 1000, rate: 200},
 		refused:  budget{name: "streams over the limit", burst: 2*streams + 100, rate: 100},
+		crumbs:   budget{name: "tiny WINDOW_UPDATE frames", burst: 1000, rate: 200},
 	}
-}
-
-// meter bounds what one header block with all its CONTINUATIONs may cost,
-// empty ones too, which the Framer would read for ever.
-type meter struct {
-	r    io.Reader
-	left int // negative: no bound
-}
-
-func (m *meter) Read(p []byte) (int, error) {
-	if m.left < 0 {
-		return m.r.Read(p)
-	}
-	if len(p) > m.left {
-		return 0, violation(EnhanceYourCalm, "header block of more than %d bytes in frames", 2*maxControlFrame)
-	}
-	n, err := m.r.Read(p)
-	m.left -= n
-	return n, err
 }

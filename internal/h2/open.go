@@ -60,7 +60,7 @@ func (c *Conn) Open(ctx context.Context, fields []Field, end bool) (*Stream, err
 	c.set.next += 2
 	c.out.headers(s.id, fields, end, c.peer.maxFrame)
 	s.localEnd = end
-	c.flush()
+	c.flush(nil)
 	return s, nil
 }
 
@@ -140,6 +140,6 @@ func (s *Stream) Respond(fields []Field, end bool) error {
 	if end {
 		s.endLocal()
 	}
-	s.c.flush()
+	s.c.flush(nil)
 	return nil
 }

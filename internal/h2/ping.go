@@ -15,7 +15,7 @@ type pinger struct {
 	timer   *time.Timer
 	drain   *time.Timer
 	waiting bool   // for an answer
-	seen    uint64 // frames received when we began to wait
+	seen    uint64 // times that bytes had come when we began to wait
 }
 
 func (p *pinger) start(c *Conn) {
@@ -42,7 +42,7 @@ func (c *Conn) pingTick() {
 	if c.err != nil || c.ping.timer == nil {
 		return
 	}
-	seen := c.frames.Load()
+	seen := c.in.feeds.Load()
 	switch {
 	case !c.ping.waiting:
 		c.ping.waiting, c.ping.seen = true, seen

@@ -38,11 +38,7 @@ func (c *Conn) readLoop() {
 // discard reads until the peer has closed as well, at most as long as the
 // deadline that is set already.
 func (c *Conn) discard() {
-	for {
-		if _, err := c.in.br.Discard(readBufferSize); err != nil {
-			return
-		}
-	}
+	_ = feedFrom(c.nc, func(p []byte) (int, error) { return len(p), nil })
 }
 
 func (c *Conn) failRead(err error) {
@@ -59,8 +55,6 @@ func (c *Conn) failRead(err error) {
 		return
 	}
 	switch {
-	case errors.Is(err, http2.ErrFrameTooLarge):
-		c.fail(violation(FrameSizeError, "frame over %d bytes", c.cfg.FrameSize))
 	case errors.Is(err, io.EOF):
 		c.end(&ConnError{Code: NoError, Err: errPeerClosed})
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
@@ -70,112 +64,12 @@ func (c *Conn) failRead(err error) {
 	}
 }
 
-func (c *Conn) readAll() error {
-	c.readDeadline(time.Now().Add(prefaceTimeout))
-	if c.role == server {
-		if err := c.readPreface(); err != nil {
-			return err
-		}
-	}
-	for first := true; ; first = false {
-		fh, err := c.in.fr.ReadFrameHeader()
-		if err != nil {
-			return err
-		}
-		c.frames.Add(1)
-		if first {
-			if fh.Type != http2.FrameSettings || fh.Flags.Has(http2.FlagSettingsAck) {
-				return violation(ProtocolError, "first frame is %v, want SETTINGS", fh.Type)
-			}
-		}
-		if err := c.readFrame(fh); err != nil {
-			return err
-		}
-		if first {
-			c.readDeadline(time.Time{})
-		}
-	}
-}
-
 // readDeadline must not undo the deadline by which end wakes us.
 func (c *Conn) readDeadline(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err == nil {
 		_ = c.nc.SetReadDeadline(t)
-	}
-}
-
-func (c *Conn) readPreface() error {
-	got := make([]byte, len(http2.ClientPreface))
-	n, err := io.ReadFull(c.in.br, got)
-	if err != nil && n == 0 {
-		return err
-	}
-	if string(got[:n]) != http2.ClientPreface[:n] || err != nil {
-		return violation(ProtocolError, "not HTTP/2: connection begins with %q", got[:n])
-	}
-	return nil
-}
-
-// readFrame reads the payload of one frame and acts on it.
-func (c *Conn) readFrame(fh http2.FrameHeader) error {
-	switch {
-	case fh.Type == http2.FrameData:
-		return c.readData(fh)
-	case fh.Type > http2.FrameContinuation:
-		if err := c.odd(); err != nil {
-			return err
-		}
-		_, err := c.in.br.Discard(int(fh.Length))
-		return err
-	case fh.Length > maxControlFrame:
-		return violation(FrameSizeError, "%v frame of %d bytes, at most %d", fh.Type, fh.Length, maxControlFrame)
-	}
-	c.in.meter.left = maxControlFrame + maxControlFrame
-	c.in.fr.SetMaxReadFrameSize(maxControlFrame) // for CONTINUATION
-	f, err := c.in.fr.ReadFrameForHeader(fh)
-	c.in.meter.left = -1
-	c.in.fr.SetMaxReadFrameSize(c.cfg.FrameSize)
-	if se, ok := errors.AsType[http2.StreamError](err); ok {
-		return c.badFrame(fh, se)
-	}
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.err != nil {
-		return nil // ended in order: only reading what is under way
-	}
-	if err := c.out.bounded(); err != nil {
-		return err
-	}
-	switch f := f.(type) {
-	case *http2.MetaHeadersFrame:
-		return c.onHeaders(f)
-	case *http2.SettingsFrame:
-		return c.onSettings(f)
-	case *http2.PingFrame:
-		if f.IsAck() {
-			c.pong(f.Data)
-			return nil
-		}
-		c.out.ping(true, f.Data)
-		c.kick()
-		return c.guard.pings.spend(time.Now())
-	case *http2.WindowUpdateFrame:
-		return c.onWindowUpdate(f)
-	case *http2.RSTStreamFrame:
-		return c.onReset(f)
-	case *http2.GoAwayFrame:
-		return c.onGoAway(f)
-	case *http2.PriorityFrame:
-		return c.guard.odd.spend(time.Now())
-	case *http2.PushPromiseFrame:
-		return violation(ProtocolError, "PUSH_PROMISE without leave")
-	default:
-		return c.guard.odd.spend(time.Now())
 	}
 }
 
@@ -189,6 +83,7 @@ func (c *Conn) odd() error {
 func (c *Conn) badFrame(fh http2.FrameHeader, se http2.StreamError) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.stats.FramesIn++
 	if c.err != nil {
 		return nil
 	}
@@ -197,8 +92,7 @@ func (c *Conn) badFrame(fh http2.FrameHeader, se http2.StreamError) error {
 		reason = se.Cause.Error()
 	}
 	if s := c.set.open[fh.StreamID]; s != nil {
-		c.resetStream(s, &ResetError{Code: Code(se.Code), Reason: reason})
-		return nil
+		return c.mistake(s, &ResetError{Code: Code(se.Code), Reason: reason})
 	}
 	if c.idle(fh.StreamID) {
 		if fh.Type != http2.FrameHeaders || c.role == client {
@@ -233,6 +127,17 @@ func (c *Conn) closedStream(id uint32, kind http2.FrameType) error {
 	return c.guard.odd.spend(time.Now())
 }
 
+// mistake resets a stream because of what the peer did. Provoked resets cost
+// as much as the peer's own ("MadeYouReset") and are counted as such.
+func (c *Conn) mistake(s *Stream, cause *ResetError) error {
+	answered := s.header.done
+	c.resetStream(s, cause)
+	if c.role == server && !answered {
+		return c.guard.resets.spend(time.Now())
+	}
+	return c.guard.odd.spend(time.Now())
+}
+
 func (c *Conn) onSettings(f *http2.SettingsFrame) error {
 	if f.IsAck() {
 		return nil
@@ -243,7 +148,11 @@ func (c *Conn) onSettings(f *http2.SettingsFrame) error {
 	if f.NumSettings() > 64 {
 		return violation(EnhanceYourCalm, "%d settings in one frame", f.NumSettings())
 	}
+	window := c.peer.window
 	if err := f.ForeachSetting(c.onSetting); err != nil {
+		return err
+	}
+	if err := c.shiftWindows(c.peer.window - window); err != nil {
 		return err
 	}
 	if !c.peer.seen {
@@ -266,14 +175,7 @@ func (c *Conn) onSetting(s http2.Setting) error {
 	}
 	switch s.ID {
 	case http2.SettingInitialWindowSize:
-		delta := int64(s.Val) - c.peer.window
 		c.peer.window = int64(s.Val)
-		for _, st := range c.set.open {
-			if st.send += delta; st.send > maxWindow {
-				return violation(FlowControl, "INITIAL_WINDOW_SIZE %d overflows the window of stream %d", s.Val, st.id)
-			}
-			st.writable.Broadcast()
-		}
 	case http2.SettingMaxFrameSize:
 		c.peer.maxFrame = s.Val
 	case http2.SettingMaxConcurrentStreams:
@@ -287,27 +189,62 @@ func (c *Conn) onSetting(s http2.Setting) error {
 	return nil
 }
 
-func (c *Conn) onWindowUpdate(f *http2.WindowUpdateFrame) error {
-	if f.StreamID == 0 {
-		if c.send += int64(f.Increment); c.send > maxWindow {
+// shiftWindows applies a change of INITIAL_WINDOW_SIZE, once per frame
+// however often the frame says it.
+func (c *Conn) shiftWindows(delta int64) error {
+	if delta == 0 {
+		return nil
+	}
+	for _, s := range c.set.open {
+		if s.send += delta; s.send > maxWindow {
+			return violation(FlowControl, "INITIAL_WINDOW_SIZE %d overflows the window of stream %d", c.peer.window, s.id)
+		}
+		s.resume()
+	}
+	return nil
+}
+
+func (c *Conn) onWindowUpdate(id uint32, n int64) error {
+	if id == 0 {
+		if n == 0 {
+			return violation(ProtocolError, "WINDOW_UPDATE by 0")
+		}
+		if c.send += n; c.send > maxWindow {
 			return violation(FlowControl, "WINDOW_UPDATE overflows the connection's window")
 		}
-		c.wakeBlocked()
-		return nil
-	}
-	s := c.set.open[f.StreamID]
-	if s == nil {
-		if c.idle(f.StreamID) {
-			return violation(ProtocolError, "WINDOW_UPDATE on idle stream %d", f.StreamID)
+		if len(c.out.turns) == 0 {
+			return nil
 		}
+		c.resumeFirst()
+		return c.crumb(n)
+	}
+	s := c.set.open[id]
+	switch {
+	case s == nil && c.idle(id):
+		return violation(ProtocolError, "WINDOW_UPDATE on idle stream %d", id)
+	case n == 0 && s == nil:
+		return c.closedStream(id, http2.FrameWindowUpdate)
+	case n == 0:
+		return c.mistake(s, &ResetError{Code: ProtocolError, Reason: "WINDOW_UPDATE by 0"})
+	case s == nil:
 		return nil
 	}
-	if s.send += int64(f.Increment); s.send > maxWindow {
-		c.resetStream(s, &ResetError{Code: FlowControl, Reason: "WINDOW_UPDATE overflows the stream's window"})
+	if s.send += n; s.send > maxWindow {
+		return c.mistake(s, &ResetError{Code: FlowControl, Reason: "WINDOW_UPDATE overflows the stream's window"})
+	}
+	if s.w.rest == nil {
 		return nil
 	}
-	s.writable.Broadcast()
-	return nil
+	s.resume()
+	return c.crumb(n)
+}
+
+// crumb counts an update that makes us send a frame of n bytes or less.
+func (c *Conn) crumb(n int64) error {
+	if n >= crumbSize {
+		return nil
+	}
+	return c.guard.crumbs.spend(time.Now())
 }
 
 func (c *Conn) onReset(f *http2.RSTStreamFrame) error {
@@ -334,7 +271,6 @@ func (c *Conn) onGoAway(f *http2.GoAwayFrame) error {
 		if c.role == client && id > f.LastStreamID {
 			s.abort(fmt.Errorf("stream %d: %w", id, ErrGoingAway))
 			delete(c.set.open, id)
-			delete(c.blocked, s)
 		}
 	}
 	for _, w := range c.set.waiting {

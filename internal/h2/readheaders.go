@@ -41,12 +41,12 @@ func (c *Conn) lateHeaders(f *http2.MetaHeadersFrame) error {
 func (c *Conn) onTrailers(s *Stream, f *http2.MetaHeadersFrame) error {
 	switch {
 	case s.remoteEnd:
-		c.resetStream(s, &ResetError{Code: StreamClosed, Reason: "HEADERS after END_STREAM"})
+		return c.mistake(s, &ResetError{Code: StreamClosed, Reason: "HEADERS after END_STREAM"})
 	case !f.StreamEnded() || len(f.PseudoFields()) > 0:
-		c.resetStream(s, &ResetError{Code: ProtocolError, Reason: "second header block that is no trailer"})
-	default:
-		s.endRemote()
+		return c.mistake(s, &ResetError{Code: ProtocolError, Reason: "second header block that is no trailer"})
 	}
+	s.endRemote()
+	s.settleLater()
 	return nil
 }
 
@@ -55,15 +55,13 @@ func (c *Conn) onResponse(s *Stream, f *http2.MetaHeadersFrame) error {
 	code, err := strconv.Atoi(status)
 	switch {
 	case f.Truncated:
-		c.resetStream(s, &ResetError{Code: ProtocolError, Reason: "response headers over the limit"})
-		return nil
+		return c.mistake(s, &ResetError{Code: ProtocolError, Reason: "response headers over the limit"})
 	case err != nil || len(status) != 3 || code < 100 || len(f.PseudoFields()) != 1:
-		c.resetStream(s, &ResetError{Code: ProtocolError, Reason: "malformed response: status " + strconv.Quote(status)})
-		return nil //nolint:nilerr // the stream is refused; the connection goes on
+		return c.mistake(s, &ResetError{Code: ProtocolError, Reason: "malformed response: status " + strconv.Quote(status)})
 	case code < 200:
 		s.header.informal++
 		if f.StreamEnded() || code == 101 || s.header.informal > maxInformational {
-			c.resetStream(s, &ResetError{Code: ProtocolError, Reason: "malformed informational response"})
+			return c.mistake(s, &ResetError{Code: ProtocolError, Reason: "malformed informational response"})
 		}
 		return nil
 	}
@@ -72,6 +70,7 @@ func (c *Conn) onResponse(s *Stream, f *http2.MetaHeadersFrame) error {
 	close(s.header.got)
 	if f.StreamEnded() {
 		s.endRemote()
+		s.settleLater()
 	}
 	return nil
 }

@@ -22,17 +22,18 @@ type Stream struct {
 	id uint32
 
 	// All below need c.mu.
-	readable  sync.Cond
-	writable  sync.Cond
+	wake      sync.Cond // something that a reader or writer waits for changed
 	in        queue
 	recv      window
 	send      int64
-	localEnd  bool  // we sent END_STREAM
-	remoteEnd bool  // the peer did
-	cause     error // why it was cut: *ResetError or *ConnError; nil if it was not
-	closed    bool  // by our owner
+	w         sending
+	to        *delivery // nil: Read and WriteTo
+	localEnd  bool      // we sent END_STREAM
+	remoteEnd bool      // the peer did
+	cause     error     // why it was cut: *ResetError or *ConnError; nil if it was not
+	closed    bool      // by our owner
 	header    response
-	deadline  [2]deadline // reading, writing
+	dl        *deadlines // nil if none was ever set
 	onAbort   func()
 }
 
@@ -44,20 +45,29 @@ type response struct {
 	informal int // 1xx responses so far
 }
 
-type deadline struct {
+type direction int
+
+const (
+	reading direction = iota
+	writing
+)
+
+type deadlines [2]struct {
 	at    time.Time
 	timer *time.Timer
 }
 
-func (d *deadline) passed() bool { return !d.at.IsZero() && !time.Now().Before(d.at) }
+func (d *deadlines) passed(dir direction) bool {
+	return d != nil && !d[dir].at.IsZero() && !time.Now().Before(d[dir].at)
+}
 
 func (c *Conn) newStream(id uint32) *Stream {
 	s := &Stream{
 		c: c, id: id,
-		recv: window{size: int64(c.cfg.StreamWindow), left: int64(c.cfg.StreamWindow)},
+		recv: window{size: c.cfg.base(), left: c.cfg.base()},
 		send: c.peer.window,
 	}
-	s.readable.L, s.writable.L = &c.mu, &c.mu
+	s.wake.L = &c.mu
 	if c.role == client {
 		s.header.got = make(chan struct{})
 	}
@@ -107,7 +117,7 @@ func (s *Stream) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	n := s.in.read(p)
-	s.c.consumed(s, n)
+	s.consumed(n)
 	return n, nil
 }
 
@@ -126,11 +136,11 @@ func (s *Stream) WriteTo(w io.Writer) (total int64, err error) {
 		piece := s.in.take()
 		s.c.mu.Unlock()
 		size := piece.w - piece.r
-		n, err := w.Write(piece.buf[piece.r:piece.w])
-		piece.free()
+		n, err := w.Write(piece.bytes())
+		piece.slab.Free()
 		total += int64(n)
 		s.c.mu.Lock()
-		s.c.consumed(s, size)
+		s.consumed(size)
 		s.c.mu.Unlock()
 		if err != nil {
 			return total, err
@@ -144,7 +154,9 @@ func (s *Stream) awaitData() error {
 		switch {
 		case s.closed:
 			return net.ErrClosed
-		case s.deadline[0].passed():
+		case s.to != nil:
+			return errDelivered
+		case s.dl.passed(reading):
 			return os.ErrDeadlineExceeded
 		case s.in.size > 0:
 			return nil
@@ -153,7 +165,7 @@ func (s *Stream) awaitData() error {
 		case s.cause != nil:
 			return s.readCause()
 		}
-		s.readable.Wait()
+		s.wake.Wait()
 	}
 }
 
@@ -168,73 +180,6 @@ func (s *Stream) readCause() error {
 		}
 	}
 	return s.cause
-}
-
-// Write implements net.Conn. It returns when the bytes are queued.
-func (s *Stream) Write(p []byte) (total int, err error) {
-	s.c.mu.Lock()
-	defer s.c.mu.Unlock()
-	for {
-		n, err := s.awaitRoom(len(p))
-		if err != nil || len(p) == 0 {
-			return total, err
-		}
-		s.c.out.data(s.id, p[:n], false)
-		s.send -= int64(n)
-		s.c.send -= int64(n)
-		total += n
-		p = p[n:]
-		s.c.flush()
-		if len(p) == 0 {
-			return total, nil
-		}
-	}
-}
-
-// awaitRoom returns how many of want bytes may go now, at least one.
-func (s *Stream) awaitRoom(want int) (int, error) {
-	for {
-		switch {
-		case s.closed:
-			return 0, net.ErrClosed
-		case s.cause != nil:
-			return 0, fmt.Errorf("write: %w", s.cause)
-		case s.localEnd:
-			return 0, fmt.Errorf("write after the end of the stream: %w", syscall.EPIPE)
-		case s.deadline[1].passed():
-			return 0, os.ErrDeadlineExceeded
-		case want == 0:
-			return 0, nil
-		}
-		n := min(int64(want), s.send, s.c.send, int64(s.c.peer.maxFrame), maxDataFrame)
-		room := s.c.out.size() < outboxLimit
-		if n > 0 && room {
-			return int(n), nil
-		}
-		if s.send > 0 {
-			s.c.blocked[s] = struct{}{}
-		}
-		s.writable.Wait()
-		delete(s.c.blocked, s)
-	}
-}
-
-// CloseWrite ends our direction: END_STREAM.
-func (s *Stream) CloseWrite() error {
-	s.c.mu.Lock()
-	defer s.c.mu.Unlock()
-	switch {
-	case s.closed:
-		return net.ErrClosed
-	case s.cause != nil:
-		return fmt.Errorf("end stream: %w", s.cause)
-	case s.localEnd:
-		return nil
-	}
-	s.c.out.data(s.id, nil, true)
-	s.endLocal()
-	s.c.flush()
-	return nil
 }
 
 // Close gives the stream up: RST_STREAM CANCEL if it is not finished. What
@@ -253,14 +198,16 @@ func (s *Stream) CloseCode(code Code) error {
 	if s.cause == nil && (!s.localEnd || !s.remoteEnd) {
 		s.c.resetStream(s, &ResetError{Code: code})
 	}
-	s.c.consumed(s, s.in.drop())
-	for i := range s.deadline {
-		if t := s.deadline[i].timer; t != nil {
-			t.Stop()
+	s.c.credit(0, -s.in.drop())
+	if s.dl != nil {
+		for i := range s.dl {
+			if t := s.dl[i].timer; t != nil {
+				t.Stop()
+			}
 		}
 	}
-	s.readable.Broadcast()
-	s.writable.Broadcast()
+	s.wake.Broadcast()
+	s.settleLater()
 	s.c.kick()
 	return nil
 }
@@ -272,18 +219,24 @@ func (s *Stream) SetDeadline(t time.Time) error {
 }
 
 // SetReadDeadline implements net.Conn.
-func (s *Stream) SetReadDeadline(t time.Time) error { return s.setDeadline(0, &s.readable, t) }
+func (s *Stream) SetReadDeadline(t time.Time) error { return s.setDeadline(reading, t) }
 
 // SetWriteDeadline implements net.Conn.
-func (s *Stream) SetWriteDeadline(t time.Time) error { return s.setDeadline(1, &s.writable, t) }
+func (s *Stream) SetWriteDeadline(t time.Time) error { return s.setDeadline(writing, t) }
 
-func (s *Stream) setDeadline(i int, wake *sync.Cond, t time.Time) error {
+func (s *Stream) setDeadline(dir direction, t time.Time) error {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	if s.closed {
 		return net.ErrClosed
 	}
-	d := &s.deadline[i]
+	if s.dl == nil {
+		if t.IsZero() {
+			return nil
+		}
+		s.dl = new(deadlines)
+	}
+	d := &s.dl[dir]
 	if d.timer != nil {
 		d.timer.Stop()
 		d.timer = nil
@@ -294,11 +247,11 @@ func (s *Stream) setDeadline(i int, wake *sync.Cond, t time.Time) error {
 			d.timer = time.AfterFunc(wait, func() {
 				s.c.mu.Lock()
 				defer s.c.mu.Unlock()
-				wake.Broadcast()
+				s.wake.Broadcast()
 			})
 		}
 	}
-	wake.Broadcast()
+	s.wake.Broadcast()
 	return nil
 }
 
@@ -313,7 +266,7 @@ func (s *Stream) endLocal() {
 
 func (s *Stream) endRemote() {
 	s.remoteEnd = true
-	s.readable.Broadcast()
+	s.wake.Broadcast()
 	if s.localEnd {
 		s.c.forget(s)
 	}
@@ -330,8 +283,8 @@ func (s *Stream) abort(cause error) {
 		s.header.done = true
 		close(s.header.got)
 	}
-	s.readable.Broadcast()
-	s.writable.Broadcast()
+	s.wake.Broadcast()
+	s.settleLater()
 	if fn := s.onAbort; fn != nil {
 		s.onAbort = nil
 		s.c.wg.Go(fn)
@@ -354,7 +307,7 @@ func (c *Conn) forget(s *Stream) {
 		return
 	}
 	delete(c.set.open, s.id)
-	delete(c.blocked, s)
+	c.recv.extra -= s.recv.size - c.cfg.base()
 	c.wakeOpener()
 	c.finishIfIdle()
 }

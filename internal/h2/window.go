@@ -1,9 +1,9 @@
 package h2
 
-// window is receive-side flow control. Invariant: left + what is buffered +
-// unsaid == size (TestWindowsAreConserved).
+// window is receive-side flow control of one stream. Invariant: left + what
+// is queued + unsaid == size (TestWindowsAreConserved).
 type window struct {
-	size   int64
+	size   int64 // between the base and Config.StreamWindow
 	left   int64 // what the peer may still send
 	unsaid int64 // consumed and not yet given back
 }
@@ -17,32 +17,74 @@ func (w *window) take(n int64) bool {
 	return true
 }
 
-// give returns the update to send now, 0 if it can wait: an update for every
-// read would double the packets of a small-message tunnel.
-func (w *window) give(n int64) uint32 {
-	w.unsaid += n
-	if w.unsaid < w.size/4 {
-		return 0
-	}
-	n = w.unsaid
-	w.left += n
-	w.unsaid = 0
-	return uint32(n)
+// connWindow is receive-side flow control of a connection. It is given back
+// on receipt, so that streams whose owners do not read cannot stop the
+// others, except for what is queued beyond the budget.
+//
+// Invariants: left + unsaid + held == size, and held == max(0, queued -
+// Config.Queue) (TestWindowsAreConserved); so at most Config.Queue + size
+// bytes are ever queued (TestMemoryOfStalledStreams).
+type connWindow struct {
+	window
+	queued int64 // in all streams
+	held   int64 // of it, not given back until consumed
+	extra  int64 // sum of what streams' windows are above the base; <= extraLimit
 }
 
-// consumed gives n bytes back to the connection's window and, if the peer
-// still sends on it, to the stream's.
-func (c *Conn) consumed(s *Stream, n int) {
-	if n == 0 || c.err != nil {
+// credit notes that n bytes were received and done with or queued, and that
+// what is queued changed; it gives back what may be given back.
+func (c *Conn) credit(received, queued int) {
+	w := &c.recv
+	w.queued += int64(queued)
+	if c.err != nil {
 		return
 	}
-	if up := c.recv.give(int64(n)); up > 0 {
-		c.out.windowUpdate(0, up)
+	held := max(0, w.queued-c.cfg.Queue)
+	w.unsaid += int64(received) + w.held - held
+	w.held = held
+	// An update for every read would double the packets of a small-message tunnel.
+	if w.unsaid >= w.size/4 && w.unsaid > 0 {
+		w.left += w.unsaid
+		c.out.windowUpdate(0, uint32(w.unsaid))
+		w.unsaid = 0
+		c.kick()
 	}
-	if s != nil && !s.remoteEnd && s.cause == nil {
-		if up := s.recv.give(int64(n)); up > 0 {
-			c.out.windowUpdate(s.id, up)
-		}
+}
+
+// give returns n bytes to the stream's window and says so when half of it is
+// used up. An owner who keeps up then gets twice as much, one who lags no
+// more than the base.
+func (s *Stream) give(n int) {
+	c, w := s.c, &s.recv
+	if n == 0 || s.remoteEnd || s.cause != nil || c.err != nil {
+		return
 	}
+	w.unsaid += int64(n)
+	lags := s.in.size > 0
+	if over := w.size - c.cfg.base(); lags && over > 0 {
+		back := min(over, w.unsaid)
+		w.size -= back
+		w.unsaid -= back
+		c.recv.extra -= back
+	}
+	if w.unsaid < w.size/2 || w.unsaid == 0 {
+		return
+	}
+	if !lags {
+		// Half of what is left for all, so that the first streams do not take everything.
+		more := max(0, min(w.size, int64(c.cfg.StreamWindow)-w.size, (extraLimit-c.recv.extra)/2))
+		w.size += more
+		w.unsaid += more
+		c.recv.extra += more
+	}
+	w.left += w.unsaid
+	c.out.windowUpdate(s.id, uint32(w.unsaid))
+	w.unsaid = 0
 	c.kick()
+}
+
+// consumed notes that n queued bytes are gone.
+func (s *Stream) consumed(n int) {
+	s.c.credit(0, -n)
+	s.give(n)
 }
