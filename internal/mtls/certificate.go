@@ -19,7 +19,7 @@ import (
 )
 
 // Certificate is one identity's proof and what it trusts. It is never
-// changed after it was made.
+// changed after it was made; it remembers which peers it has verified.
 type Certificate struct {
 	ID       identity.ID // zero if the leaf carries none of the mesh's form
 	Leaf     *x509.Certificate
@@ -30,6 +30,8 @@ type Certificate struct {
 	ChainPEM []byte
 	RootPEM  []byte
 	BadRoots []error // root blocks that could not be parsed and were left out
+
+	verified chains // of peers, against Pool
 }
 
 // Source gives the certificate to present now. Fetching, caching and

@@ -115,7 +115,8 @@ func compose(g *run.Group, cfg *config.Config, deps Deps) (*waypoint, error) {
 	registry := obs.NewRegistry("proxy", cfg.IstioVersion)
 	tel := telemetry.New(registry, deps.Out)
 	g.Go("telemetry", func(ctx context.Context) error { return tel.Report(ctx, reportEvery) })
-	tunnels := upstream.NewTunnels(w.deps.Cert, w.deps.Dial, hbone.Config{}, cfg.TunnelIdle, g)
+	tls := mtls.New(mtls.Options{StdRecords: cfg.TLS.StdRecords, PostQuantum: cfg.TLS.PostQuantum})
+	tunnels := upstream.NewTunnels(w.deps.Cert, tls, w.deps.Dial, hbone.Config{}, cfg.TunnelIdle, g)
 	g.Go("tunnels", tunnels.Prune)
 	w.ups = upstream.NewStore(tunnels, time.Now)
 	w.in = intake.New(w.ups, w.log.Named("intake"))
@@ -123,7 +124,7 @@ func compose(g *run.Group, cfg *config.Config, deps Deps) (*waypoint, error) {
 		Table: w.in.Table, Upstreams: w.ups, Rand: rand.Uint64N, NewID: newID, Telemetry: tel, Log: w.log.Named("phases"), Host: cfg.Pod, Group: g,
 	})
 	w.front = front.New(front.Config{
-		Table: w.in.Table, Cert: w.deps.Cert, Phases: handler, Detect: cfg.Detect, Log: w.log.Named("front"), HBONE: hbone.Config{MaxStreams: 100},
+		Table: w.in.Table, Cert: w.deps.Cert, Phases: handler, Detect: cfg.Detect, Log: w.log.Named("front"), TLS: tls, HBONE: hbone.Config{MaxStreams: 100},
 	})
 	if err := w.subscribe(g, token); err != nil {
 		return nil, err

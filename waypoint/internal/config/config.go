@@ -28,6 +28,7 @@ type Config struct {
 	Detect       time.Duration     `json:"detect"`     // wait for the first bytes where no protocol is declared; 0 = as configured by xDS
 	TunnelIdle   time.Duration     `json:"tunnelIdle"` // a tunnel to a node proxy without streams ends after it
 	Ports        Ports             `json:"ports"`
+	TLS          TLS               `json:"tls"`
 	LogFormat    string            `json:"logFormat"`
 	LogFilter    string            `json:"logFilter"`
 }
@@ -37,6 +38,12 @@ type Endpoint struct {
 	Address string `json:"address"`
 	RootCA  string `json:"rootCert"`
 	AltName string `json:"altHostname,omitempty"`
+}
+
+// TLS is how tunnels are encrypted.
+type TLS struct {
+	StdRecords  bool `json:"stdRecords"`  // leave records to the standard library
+	PostQuantum bool `json:"postQuantum"` // no key exchange but X25519MLKEM768
 }
 
 // Ports are where the waypoint listens; 0 lets the kernel choose.
@@ -76,6 +83,7 @@ func Load(r *conf.Reader) (*Config, error) {
 		LogFormat: r.Enum("LOG_FORMAT", "plain", []string{"plain", "json"}, "form of log lines"),
 		LogFilter: r.String("MARROW_LOG", "info", "level or scope=level, comma-separated"),
 	}
+	c.TLS = secure(r)
 	if id := meta["CLUSTER_ID"]; id != "" {
 		c.ClusterID = id
 	}
@@ -97,6 +105,16 @@ func Load(r *conf.Reader) (*Config, error) {
 	r.Known("GATEWAY_NAME", "NODE_NAME", "PILOT_CERT_PROVIDER", "CA_ADDR", "HOST_IP", "ISTIO_CPU_LIMIT", "PROXY_CONFIG", "GOMEMLIMIT",
 		"GOMAXPROCS", "TRUST_DOMAIN", "ISTIO_VERSION")
 	return c, r.Err()
+}
+
+func secure(r *conf.Reader) TLS {
+	const name = "COMPLIANCE_POLICY"
+	policy := r.String(name, "", "pqc: only post-quantum key exchange, with every peer")
+	if policy != "" && policy != "pqc" {
+		r.Fail(name, policy, "no compliance policy but pqc is implemented; unset it")
+	}
+	records := r.Enum("MARROW_TLS_RECORDS", "own", []string{"own", "std"}, "who encrypts tunnels after the handshake: our own code or the standard library")
+	return TLS{StdRecords: records == "std", PostQuantum: policy == "pqc"}
 }
 
 func seconds(r *conf.Reader, name string, def int, about string) time.Duration {

@@ -29,6 +29,7 @@ type Config struct {
 	Table  func() *table.Table // the configuration in force
 	Cert   mtls.Source         // this waypoint's own identity
 	Phases *phases.Handler
+	TLS    mtls.Handshaker
 	HBONE  hbone.Config
 	Detect time.Duration // overrides the configuration's wait for first bytes; 0 = no
 	Log    *obs.Logger
@@ -157,7 +158,7 @@ func (s *Server) handshake(ctx context.Context, raw net.Conn) (net.Conn, identit
 	if t == nil {
 		return nil, none, none, errors.New("no configuration says who may connect: listener connect_terminate was not received")
 	}
-	c, peer, err := mtls.Server(ctx, raw, cert)
+	c, peer, err := s.cfg.TLS.Server(ctx, raw, cert)
 	if err != nil {
 		return nil, none, none, err
 	}

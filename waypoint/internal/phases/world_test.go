@@ -141,7 +141,7 @@ func newWorld(t testing.TB) *world {
 	w.random = func(uint64) uint64 { return 0 }
 	g := run.NewGroup(context.Background())
 	cert := fixed{w.ca.issue(t, "spiffe://td/ns/shop/sa/wp")}
-	tunnels := upstream.NewTunnels(cert, w.dial, hbone.Config{}, time.Minute, g)
+	tunnels := upstream.NewTunnels(cert, mtls.Handshaker{}, w.dial, hbone.Config{}, time.Minute, g)
 	g.Go("tunnels", tunnels.Prune)
 	w.ups = upstream.NewStore(tunnels, time.Now)
 	w.in = intake.New(w.ups, obs.Discard())

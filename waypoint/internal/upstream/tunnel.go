@@ -21,6 +21,7 @@ type DialFunc func(ctx context.Context, dst netip.AddrPort) (Conn, error)
 // Tunnels opens connections: directly, or through kept tunnels to node proxies.
 type Tunnels struct {
 	cert  mtls.Source
+	tls   mtls.Handshaker
 	dial  DialFunc
 	cfg   hbone.Config
 	idle  time.Duration
@@ -45,8 +46,8 @@ type call struct {
 }
 
 // NewTunnels makes an opener. Dials run in group; a tunnel without streams for idle is closed by Prune.
-func NewTunnels(cert mtls.Source, dial DialFunc, cfg hbone.Config, idle time.Duration, group *run.Group) *Tunnels {
-	return &Tunnels{cert: cert, dial: dial, cfg: cfg, idle: idle, group: group, kept: map[Target][]*tunnel{}, calls: map[Target]*call{}}
+func NewTunnels(cert mtls.Source, tls mtls.Handshaker, dial DialFunc, cfg hbone.Config, idle time.Duration, group *run.Group) *Tunnels {
+	return &Tunnels{cert: cert, tls: tls, dial: dial, cfg: cfg, idle: idle, group: group, kept: map[Target][]*tunnel{}, calls: map[Target]*call{}}
 }
 
 // Peered is a connection that knows who is at its other end.
@@ -163,9 +164,9 @@ func (t *Tunnels) dialTunnel(ctx context.Context, k Target) (*tunnel, error) {
 	var conn net.Conn
 	var peer identity.ID
 	if k.Expect.IsZero() {
-		conn, peer, err = mtls.ClientTrusting(ctx, raw, cert)
+		conn, peer, err = t.tls.ClientTrusting(ctx, raw, cert)
 	} else {
-		conn, peer, err = mtls.Client(ctx, raw, cert, []identity.ID{k.Expect})
+		conn, peer, err = t.tls.Client(ctx, raw, cert, []identity.ID{k.Expect})
 	}
 	if err != nil {
 		return nil, err

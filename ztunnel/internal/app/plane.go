@@ -68,15 +68,16 @@ func (p *proxy) compose(ready *run.Task) (*plane, error) {
 		return nil, err
 	}
 	record := flow.NewRecorder(counters, p.root)
+	tls := mtls.New(mtls.Options{StdRecords: cfg.TLS.StdRecords, PostQuantum: cfg.TLS.PostQuantum})
 	transport := hbone.Config{StreamWindow: cfg.HBONE.StreamWindow, ConnWindow: cfg.HBONE.ConnWindow, FrameSize: cfg.HBONE.FrameSize}
 	pl.outbound = outbound.New(outbound.Config{
 		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.root.Named("outbound"),
-		Certs: pl.certs.Source, Lookup: lookup, HBONE: transport, MaxStreams: cfg.HBONE.MaxStreams, IdleRelease: cfg.HBONE.UnusedRelease,
+		Certs: pl.certs.Source, Lookup: lookup, TLS: tls, HBONE: transport, MaxStreams: cfg.HBONE.MaxStreams, IdleRelease: cfg.HBONE.UnusedRelease,
 		IgnoreBaggage: !cfg.HBONE.Baggage,
 	})
 	in := inbound.New(inbound.Config{
 		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.root.Named("inbound"),
-		Certs: pl.certs.Source, HBONE: transport, NaturalSource: !*cfg.Data.KeepSource, TunnelToPodIP: !cfg.HBONE.LoopbackApp,
+		Certs: pl.certs.Source, TLS: tls, HBONE: transport, NaturalSource: !*cfg.Data.KeepSource, TunnelToPodIP: !cfg.HBONE.LoopbackApp,
 		NoBaggage: !cfg.HBONE.Baggage,
 	})
 	shared := &capture.Config{

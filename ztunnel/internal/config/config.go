@@ -18,6 +18,7 @@ type Config struct {
 	Auth   Auth     `json:"auth"`
 	Data   Data     `json:"dataPlane"`
 	HBONE  HBONE    `json:"hbone"`
+	TLS    TLS      `json:"tls"`
 	Ports  Ports    `json:"ports"`
 	Log    Log      `json:"log"`
 	Policy Policy   `json:"policy"`
@@ -83,6 +84,12 @@ type HBONE struct {
 	LoopbackApp   bool          `json:"localhostAppTunnel"`
 }
 
+// TLS is how tunnels are encrypted.
+type TLS struct {
+	StdRecords  bool `json:"stdRecords"`  // leave records to the standard library
+	PostQuantum bool `json:"postQuantum"` // no key exchange but X25519MLKEM768
+}
+
 // Ports are those of this proxy's own namespace; 0 lets the kernel choose.
 type Ports struct {
 	Admin uint16 `json:"adminPort"` // on loopback only
@@ -124,6 +131,7 @@ func Load(r *conf.Reader, files Files) (*Config, error) {
 		Auth:      l.auth(),
 		Data:      l.data(),
 		HBONE:     l.hbone(),
+		TLS:       l.tls(),
 		Ports:     Ports{Admin: pc.port(pc.AdminPort, 15000), Stats: pc.port(pc.StatsPort, 15020), Ready: 15021},
 		SecretTTL: r.Duration("SECRET_TTL", 24*time.Hour, "certificate life asked for; 0: the authority decides"),
 		Drain:     l.drain(),

@@ -70,6 +70,21 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+func TestTLS(t *testing.T) {
+	for env, want := range map[[2]string]TLS{
+		{"MARROW_TLS_RECORDS", "own"}: {}, {"MARROW_TLS_RECORDS", "std"}: {StdRecords: true}, {"COMPLIANCE_POLICY", "pqc"}: {PostQuantum: true}, {"COMPLIANCE_POLICY", ""}: {},
+	} {
+		if c, err := load(map[string]string{env[0]: env[1]}, nil); err != nil || c.TLS != want {
+			t.Errorf("%v: %+v, %v", env, c, err)
+		}
+	}
+	for name, value := range map[string]string{"MARROW_TLS_RECORDS": "", "COMPLIANCE_POLICY": "fips-140-2"} {
+		if _, err := load(map[string]string{name: value}, nil); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s=%q: %v", name, value, err)
+		}
+	}
+}
+
 func TestIgnored(t *testing.T) {
 	c, err := load(map[string]string{"TLS12_ENABLED": "true", "USER_TIMEOUT_ENABLED": "false", "FAKE_CA": "false", "PROXY_MODE": "shared", "XDS_ON_DEMAND": "false"}, nil)
 	if err != nil || strings.Join(c.Ignored, " ") != "TLS12_ENABLED" {

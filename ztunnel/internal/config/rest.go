@@ -72,13 +72,22 @@ func (l *loader) workers(concurrency *int) int {
 	return int(n)
 }
 
+func (l *loader) tls() TLS {
+	const name = "COMPLIANCE_POLICY"
+	policy := l.r.String(name, "", "pqc: only post-quantum key exchange, with every peer")
+	if policy != "" && policy != "pqc" {
+		l.r.Fail(name, policy, "no compliance policy but pqc is implemented; unset it")
+	}
+	records := l.r.Enum("MARROW_TLS_RECORDS", "own", []string{"own", "std"}, "who encrypts tunnels after the handshake: our own code or the standard library")
+	return TLS{StdRecords: records == "std", PostQuantum: policy == "pqc"}
+}
+
 // refuse names settings that this proxy cannot honour and whose loss would
 // matter: less security than asked for, or nothing served.
 func (l *loader) refuse() {
 	for name, bad := range map[string]struct{ value, why string }{
 		"PROXY_MODE":             {"!shared", "only shared mode is implemented"},
 		"CRL_PATH":               {"!", "certificate revocation lists are not implemented"},
-		"COMPLIANCE_POLICY":      {"!", "no compliance policy is implemented"},
 		"LOCAL_XDS_PATH":         {"!", "static state is not implemented, use a control plane"},
 		"LOCAL_XDS":              {"!", "static state is not implemented, use a control plane"},
 		"XDS_ON_DEMAND":          {"true", "on-demand discovery is not implemented"},

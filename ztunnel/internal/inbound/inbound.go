@@ -38,6 +38,7 @@ type Config struct {
 	Log     *obs.Logger
 	// Certs gives the certificate source of an identity.
 	Certs func(identity.ID) mtls.Source
+	TLS   mtls.Handshaker
 	HBONE hbone.Config
 	// NaturalSource dials applications from the pod's own address instead of the client's.
 	NaturalSource bool
@@ -76,7 +77,7 @@ func (d *Driver) serve(ctx context.Context, pod *capture.Pod, a capture.Accepted
 		return err
 	}
 	limited, cancel := context.WithTimeout(ctx, handshakeLimit)
-	secured, peer, err := mtls.Server(limited, a, cert)
+	secured, peer, err := d.cfg.TLS.Server(limited, a.Conn, cert)
 	cancel()
 	if err != nil {
 		return err

@@ -42,6 +42,7 @@ type Config struct {
 	Certs func(identity.ID) mtls.Source
 	// Lookup resolves host names of workloads without an address.
 	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+	TLS    mtls.Handshaker
 	HBONE  hbone.Config
 	// MaxStreams and IdleRelease configure the pools; zero values take the pool's defaults.
 	MaxStreams  int
@@ -259,7 +260,7 @@ func (d *Driver) dial(ctx context.Context, pod *capture.Pod, t pool.Target) (*hb
 	}
 	limited, cancel := context.WithTimeout(ctx, handshakeLimit)
 	defer cancel()
-	secured, _, err := mtls.Client(limited, raw, cert, t.Expect)
+	secured, _, err := d.cfg.TLS.Client(limited, raw, cert, t.Expect)
 	if err != nil {
 		return nil, flow.Fail(flow.Connect, err)
 	}
@@ -280,7 +281,7 @@ func (w *way) inner(ctx context.Context, outer *hbone.Stream) (relay.Duplex, err
 	}
 	limited, cancel := context.WithTimeout(ctx, handshakeLimit)
 	defer cancel()
-	secured, peer, err := mtls.Client(limited, outer, cert, w.plan.Inner)
+	secured, peer, err := w.cfg.TLS.Client(limited, outer, cert, w.plan.Inner)
 	if err != nil {
 		_ = outer.Close()
 		return nil, flow.Fail(flow.Connect, fmt.Errorf("through the gateway %s: %w", w.plan.NextHop, err))
