@@ -39,6 +39,9 @@ type Metric struct {
 	Added bool `json:"added,omitempty"`
 	// Counter: a deterministic count, not a time; gates CI.
 	Counter bool `json:"counter,omitempty"`
+	// Shown only: it describes the load or the machine, and nobody is better by
+	// having more or less of it.
+	Shown bool `json:"shown,omitempty"`
 	// Ship and Ahead bound the ratio to a peer as GOALS.md has it; 0 = none.
 	Ship  float64 `json:"ship,omitempty"`
 	Ahead float64 `json:"ahead,omitempty"`

@@ -47,7 +47,7 @@ func analyseRow(t table, run result.Run, s result.Scenario, m result.Metric) (re
 		}
 	}
 	for _, peer := range run.Impls {
-		if peer != result.Marrow && peer != result.Direct {
+		if peer != result.Marrow && peer != result.Direct && !m.Shown {
 			judge(&row, t, run.Machine.Seed, m, peer)
 		}
 	}

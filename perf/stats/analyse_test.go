@@ -151,11 +151,20 @@ func TestTooFewRounds(t *testing.T) {
 	if cpu := row(t, f, "cpu"); cpu.Verdict["peer"] != TooFew+", "+Unshown {
 		t.Errorf("%+v", cpu)
 	}
-	if cpu := row(t, Analyse(world(MinRounds)), "cpu"); cpu.Verdict["peer"] != "win, ahead" {
+	if cpu := row(t, Analyse(world(BootRounds-1)), "cpu"); cpu.Verdict["peer"] != "win, ahead" {
 		t.Errorf("%+v", cpu)
 	}
-	if left := row(t, f, "left"); left.Verdict["peer"] != TooFew {
+	// Zeros have no ratio, so only rounds that all agree could say something.
+	if left := row(t, Analyse(world(BootRounds-1)), "left"); left.Verdict["peer"] != TooFew {
 		t.Errorf("%+v", left)
+	}
+}
+
+func TestShownIsNotJudged(t *testing.T) {
+	run := world(8)
+	run.Scenarios[0].Metrics[0].Shown = true
+	if cpu := row(t, Analyse(run), "cpu"); len(cpu.Verdict) > 0 || len(cpu.Ratio) > 0 || len(cpu.Values) == 0 {
+		t.Errorf("%+v", cpu)
 	}
 }
 
@@ -203,7 +212,7 @@ func TestStanding(t *testing.T) {
 		{result.Ratio{Point: 0.7, Low: 0.6, High: 0.81}, 9, less, Ship},
 		{result.Ratio{Point: 0.94, Low: 0.9, High: 0.96}, 9, less, Unshown},
 		{result.Ratio{Point: 0.96, Low: 0.8, High: 1}, 9, less, Behind},
-		{result.Ratio{Point: 0.7, Low: 0.6, High: 0.8}, 5, less, Unshown},
+		{result.Ratio{Point: 0.7, Low: 0.6, High: 0.8}, 1, less, Unshown},
 		{result.Ratio{Point: 1.3, Low: 1.25, High: 1.4}, 9, more, Ahead},
 		{result.Ratio{Point: 1.3, Low: 1.05, High: 1.4}, 9, more, Ship},
 		{result.Ratio{Point: 1.1, Low: 1.04, High: 1.2}, 9, more, Unshown},

@@ -12,10 +12,14 @@ const (
 	// Resamples of a bootstrap. The corrected quantiles of few rounds lie far
 	// out (0.4 % for six), where this many resamples still leave forty beyond.
 	Resamples = 10_000
-	// MinRounds is the least number of rounds from which a difference is
-	// claimed. If nothing differs, five rounds all fall on one side by chance
-	// once in 16 runs, more often than a 95 % interval may err; six once in 32.
-	MinRounds = 6
+	// MinRounds is the least number of rounds that have an interval at all.
+	MinRounds = 2
+	// BootRounds is the least number of rounds that are resampled. If nothing
+	// differs, five rounds all fall on one side by chance once in 16 runs, more
+	// often than a 95 % interval may err; six once in 32. Fewer rounds (of
+	// memory, a minute each) get Student's interval, which is far wider and
+	// takes the logarithms for normally distributed.
+	BootRounds = 6
 
 	z975 = 1.959963984540054 // the normal distribution's 97.5 % quantile
 )
@@ -48,7 +52,7 @@ func Mean(xs []float64, seed uint64, names ...string) result.Ratio {
 			ys[i] = math.Log(x)
 		}
 	}
-	r := interval(mean(ys), draw(len(ys), source(seed, names...), average(ys)), len(ys))
+	r := meanInterval(ys, source(seed, names...))
 	return result.Ratio{Point: back(r.Point), Low: back(r.Low), High: back(r.High)}
 }
 
@@ -66,24 +70,83 @@ func RatioOf(ours, theirs []float64, sums bool, seed uint64, names ...string) (r
 	}
 	rng := source(seed, names...)
 	if sums || slices.Min(ours) <= 0 || slices.Min(theirs) <= 0 {
-		r = interval(mean(ours)/mean(theirs), draw(n, rng, func(pick []int) float64 {
-			a, b := 0.0, 0.0
-			for _, i := range pick {
-				a, b = a+ours[i], b+theirs[i]
-			}
-			if b <= 0 {
-				return math.NaN()
-			}
-			return a / b
-		}), n)
+		r = sumsInterval(ours, theirs, rng)
 		return r, mean(theirs) > 0 && !math.IsInf(r.Low, 0) && !math.IsInf(r.High, 0)
 	}
 	logs := make([]float64, n)
 	for i := range ours {
 		logs[i] = math.Log(ours[i] / theirs[i])
 	}
-	r = interval(mean(logs), draw(n, rng, average(logs)), n)
+	r = meanInterval(logs, rng)
 	return result.Ratio{Point: math.Exp(r.Point), Low: math.Exp(r.Low), High: math.Exp(r.High)}, true
+}
+
+// meanInterval is the mean of xs with its 95 % interval; a single value is an
+// interval of its own, from which nothing may be concluded (TooFew).
+func meanInterval(xs []float64, rng *rand.Rand) result.Ratio {
+	n, m := len(xs), mean(xs)
+	if n < BootRounds {
+		wide := student975(n-1) * math.Sqrt(covariance(xs, xs)/float64(max(n, 1)))
+		return result.Ratio{Point: m, Low: m - wide, High: m + wide}
+	}
+	return interval(m, draw(n, rng, func(pick []int) float64 {
+		s := 0.0
+		for _, i := range pick {
+			s += xs[i]
+		}
+		return s / float64(n)
+	}), n)
+}
+
+// sumsInterval is the quotient of two sums over paired rounds with its interval.
+func sumsInterval(ours, theirs []float64, rng *rand.Rand) result.Ratio {
+	n := len(ours)
+	if n < BootRounds {
+		return fieller(ours, theirs)
+	}
+	return interval(mean(ours)/mean(theirs), draw(n, rng, func(pick []int) float64 {
+		a, b := 0.0, 0.0
+		for _, i := range pick {
+			a, b = a+ours[i], b+theirs[i]
+		}
+		if b <= 0 {
+			return math.NaN()
+		}
+		return a / b
+	}), n)
+}
+
+// fieller is Fieller's interval for the quotient of two means: Student's
+// interval for a difference, asked for which quotients the difference could be
+// zero. It has no ends if the lower mean could be zero itself.
+func fieller(x, y []float64) result.Ratio {
+	n := float64(len(x))
+	a, b, t := mean(x), mean(y), student975(len(x)-1)
+	r := a / b
+	xx, yy, xy := covariance(x, x)/n, covariance(y, y)/n, covariance(x, y)/n
+	g := t * t * yy / (b * b) // 1: the lower mean cannot be told from zero
+	if b <= 0 || g >= 1 {
+		return result.Ratio{Point: r, Low: math.Inf(-1), High: math.Inf(1)}
+	}
+	shift, shared := 0.0, 0.0
+	if yy > 0 {
+		shift, shared = g*xy/yy, g*(xx-xy*xy/yy)
+	}
+	wide := t / b * math.Sqrt(max(0, xx-2*r*xy+r*r*yy-shared)) / (1 - g)
+	centre := (r - shift) / (1 - g)
+	return result.Ratio{Point: r, Low: min(r, centre-wide), High: max(r, centre+wide)}
+}
+
+// covariance of paired values, as an estimate from a sample.
+func covariance(x, y []float64) float64 {
+	if len(x) < 2 {
+		return 0
+	}
+	mx, my, s := mean(x), mean(y), 0.0
+	for i := range x {
+		s += (x[i] - mx) * (y[i] - my)
+	}
+	return s / float64(len(x)-1)
 }
 
 // draw computes a statistic on Resamples draws of n rounds with replacement,
@@ -108,12 +171,8 @@ func draw(n int, rng *rand.Rand, stat func(pick []int) float64) []float64 {
 // to where Student's t would put them (the expanded percentile interval), which
 // for many rounds is again 2.5 % and 97.5 %.
 func interval(point float64, drawn []float64, n int) result.Ratio {
-	tail := 0.0
-	if n >= MinRounds {
-		t := student975(n-1) * math.Sqrt(float64(n)/float64(n-1))
-		tail = 0.5 * math.Erfc(t/math.Sqrt2)
-	}
-	k := int(tail * Resamples)
+	t := student975(n-1) * math.Sqrt(float64(n)/float64(n-1))
+	k := int(0.5 * math.Erfc(t/math.Sqrt2) * Resamples)
 	undefined := 0
 	for undefined < len(drawn) && math.IsNaN(drawn[undefined]) {
 		undefined++
@@ -124,21 +183,13 @@ func interval(point float64, drawn []float64, n int) result.Ratio {
 	return result.Ratio{Point: point, Low: min(point, drawn[k]), High: max(point, drawn[Resamples-1-k+undefined])}
 }
 
-// average is the mean of the picked values.
-func average(xs []float64) func(pick []int) float64 {
-	return func(pick []int) float64 {
-		s := 0.0
-		for _, i := range pick {
-			s += xs[i]
-		}
-		return s / float64(len(pick))
-	}
-}
-
 // student975 is the 97.5 % quantile of Student's t with the given degrees of
-// freedom, by Cornish and Fisher's expansion; from 5 degrees on it is right to
-// three decimals.
+// freedom: from a table, and from 5 degrees on, where it is right to three
+// decimals, by Cornish and Fisher's expansion.
 func student975(df int) float64 {
+	if df < 5 {
+		return [...]float64{0, 12.7062, 4.3027, 3.1824, 2.7764}[max(df, 0)]
+	}
 	v, z := float64(df), z975
 	z2 := z * z
 	z3, z5 := z*z2, z*z2*z2

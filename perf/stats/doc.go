@@ -17,8 +17,9 @@
 //     failed, lost more than MaxSteal to the hypervisor, or was calibrated more
 //     than MaxCalibration off the run's median (TestNoisyRounds);
 //   - the comparison is the geometric mean of the rounds' ratios, its interval a
-//     bootstrap over rounds with the small-sample correction of the quantiles
-//     (TestPlantedDifferenceIsFound, TestNoDifferenceIsNotCalledAWin);
+//     bootstrap over rounds with the small-sample correction of the quantiles,
+//     or Student's below BootRounds rounds (TestPlantedDifferenceIsFound,
+//     TestNoDifferenceIsNotCalledAWin);
 //   - it is called a win, or lost, only if the interval excludes 1, and never
 //     from fewer than MinRounds rounds (TestTooFewRounds);
 //   - a goal is met only if the whole interval meets it (TestStanding).

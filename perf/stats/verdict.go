@@ -10,7 +10,7 @@ import (
 const (
 	Win          = "win"                 // the interval excludes 1, on the better side
 	Lost         = "lost"                // the interval excludes 1, on the worse side
-	NoDifference = "no difference shown" // it does not
+	NoDifference = "no difference shown" // it holds 1
 	TooFew       = "too few rounds"      // fewer than MinRounds count
 	Failed       = "marrow failed"       // marrow gave nothing in any round, the peer did
 	PeerFailed   = "peer failed"         // the other way round
@@ -58,8 +58,8 @@ func difference(r result.Ratio, rounds int, higher bool) string {
 	return NoDifference
 }
 
-// standing judges an interval against the bounds of a goal. As with the
-// difference, few rounds show nothing: then only the point can be behind.
+// standing judges an interval against the bounds of a goal. A single round has
+// none: then only the point can be behind.
 func standing(r result.Ratio, rounds int, m result.Metric) string {
 	if m.Ship == 0 && m.Ahead == 0 {
 		return ""
@@ -86,7 +86,7 @@ func standing(r result.Ratio, rounds int, m result.Metric) string {
 // is zero or, as a difference to direct, cannot be told from zero: only a
 // difference that all rounds agree on is one.
 func unratioed(ours, theirs []float64, won int, higher bool) string {
-	if len(ours) < MinRounds {
+	if len(ours) < BootRounds {
 		return TooFew
 	}
 	if won == len(ours) {
