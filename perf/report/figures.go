@@ -107,7 +107,7 @@ func weight(r result.Row) int {
 	if r.Goal == "" {
 		w += 2
 	}
-	if !strings.HasPrefix(r.Unit, "CPU") {
+	if !strings.HasPrefix(r.Metric, "cpu_") {
 		w++
 	}
 	return w
@@ -156,8 +156,8 @@ func (a artist) pairs(s result.Scenario, r result.Row) plot.Figure {
 		}
 	}
 	return plot.Pairs(plot.Text{
-		Title: upper(metricName(r.Metric)) + ": " + title(s), Y: labelled(r, u), X: "a dot per round; a line joins one round; the bar is the typical value",
-		Sub: fmt.Sprintf("%d rounds that count, %s", r.Rounds, better(r)), About: a.describe(r, u),
+		Title: upper(metricName(r.Metric)), Sub: title(s), Y: u.name, X: "a dot per round; a line joins one round; the bar is the typical value",
+		Note: fmt.Sprintf("%d rounds that count, %s", r.Rounds, better(r)), About: a.describe(r, u),
 	}, columns)
 }
 
@@ -187,8 +187,8 @@ func (a artist) bars(s result.Scenario, r result.Row) plot.Figure {
 		bars = append(bars, plot.Bar{Label: a.label(impl), Value: m.Point / u.per, Low: m.Low / u.per, High: m.High / u.per, Say: u.show(m.Point) + " " + u.name})
 	}
 	return plot.Bars(plot.Text{
-		Title: upper(metricName(r.Metric)) + ": " + title(s), X: labelled(r, u),
-		Sub: fmt.Sprintf("typical value with 95 %% interval over %d rounds, %s", r.Rounds, better(r)), About: a.describe(r, u),
+		Title: upper(metricName(r.Metric)), Sub: title(s), X: labelled(r, u),
+		Note: fmt.Sprintf("typical value with 95 %% interval over %d rounds, %s", r.Rounds, better(r)), About: a.describe(r, u),
 	}, bars)
 }
 
@@ -231,11 +231,11 @@ func (a artist) drift(s result.Scenario, r result.Row) plot.Figure {
 			tracks = append(tracks, plot.Track{Label: a.label(impl), Values: vs})
 		}
 	}
-	sub := fmt.Sprintf("all %d rounds in the order of the run, %s", len(rounds), better(r))
+	note := fmt.Sprintf("all %d rounds in the order of the run, %s", len(rounds), better(r))
 	if dropped > 0 {
-		sub += fmt.Sprintf("; %d shaded: they do not count", dropped)
+		note += fmt.Sprintf("; %d shaded: they do not count", dropped)
 	}
-	return plot.Drift(plot.Text{Title: "Drift of " + metricName(r.Metric) + ": " + title(s), X: "round", Y: labelled(r, u), Sub: sub}, rounds, out, tracks)
+	return plot.Drift(plot.Text{Title: upper(metricName(r.Metric)) + ", round by round", Sub: title(s), Note: note, X: "round", Y: u.name, About: a.describe(r, u)}, rounds, out, tracks)
 }
 
 // curves adds the histograms of the rounds that count.
@@ -275,12 +275,12 @@ func (a artist) curves(scenario string) []plot.Curve {
 func (a artist) percentiles(s result.Scenario, curves []plot.Curve) plot.Figure {
 	var about []string
 	for _, c := range curves {
-		about = append(about, fmt.Sprintf("%s %s operations", c.Name, grouped(c.Count)))
+		about = append(about, fmt.Sprintf("%s %s", c.Name, grouped(c.Count)))
 	}
 	said := strings.Join(about, ", ")
 	return plot.Percentiles(plot.Text{
-		Title: "Latency by percentile: " + title(s), X: "part of all operations that took at most this long", Y: "latency",
-		Sub: said + "; lower is better", About: "Latency by percentile of " + said + ".",
+		Title: "Latency by percentile", Sub: title(s), X: "part of all operations that took at most this long", Y: "latency, logarithmic",
+		Note: "lower is better; operations: " + said, About: "Latency by percentile; operations: " + said + ".",
 	}, curves)
 }
 
@@ -304,7 +304,8 @@ func (a artist) standings() (drawing, bool) {
 	}
 	return drawing{"goals", plot.Standings(plot.Text{
 		Title: "Marrow against its goals", X: "marrow ÷ peer, logarithmic; rates are turned over (peer ÷ marrow)",
-		Sub:   "point and 95 % interval per row; left of 1 marrow is better",
+		Sub:   "point and 95 % interval of each row that has a goal",
+		Note:  "left of 1 marrow is better; \"ship\" and \"ahead\" are reached when the whole interval lies left of the mark",
 		About: "Every row that has a goal, with its ratio to the peer, the interval, and the goal's bounds. The table below holds the same numbers.",
 	}, rows)}, len(rows) > 0
 }

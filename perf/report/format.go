@@ -116,9 +116,12 @@ func ratioText(r result.Ratio) string {
 	return fmt.Sprintf("%s [%s, %s]", ratioNumber(r.Point), ratioNumber(r.Low), ratioNumber(r.High))
 }
 
-// ratioNumber has two decimals, and more where the value is small.
+// ratioNumber has two decimals, and more where the value is small, or so near
+// to 1 that two would hide on which side it is.
 func ratioNumber(v float64) string {
 	switch {
+	case v != 1 && math.Abs(v-1) < 0.005:
+		return strconv.FormatFloat(v, 'f', 3, 64)
 	case v >= 99.5:
 		return grouped(v)
 	case v >= 0.0995 || v == 0:
@@ -127,22 +130,68 @@ func ratioNumber(v float64) string {
 	return strconv.FormatFloat(v, 'g', 2, 64)
 }
 
-// metricName makes a metric's key readable: "cpu_proxies" is "CPU proxies".
+// metricName makes a metric's key readable: "cpu_us_per_rt_proxies" is "CPU per
+// round trip, both proxies". Its unit is left out: it stands beside.
 func metricName(key string) string {
-	words := strings.FieldsFunc(key, func(r rune) bool { return r == '_' || r == '-' })
-	for i, w := range words {
-		switch w {
-		case "cpu", "rss", "tls", "tcp", "fd", "io", "gc":
-			words[i] = strings.ToUpper(w)
-		case "gb", "mb", "kb":
-			words[i] = strings.ToUpper(w)
-		case "fds":
-			words[i] = "FDs"
-		case "p999":
-			words[i] = "p99.9"
+	if key == "gb_per_s" {
+		return "throughput"
+	}
+	side := ""
+	for suffix, text := range map[string]string{
+		"_proxies": ", all proxies", "_source": ", source's proxy", "_destination": ", destination's proxy", "_machine": ", whole machine",
+	} {
+		if k, ok := strings.CutSuffix(key, suffix); ok {
+			key, side = k, text
 		}
 	}
-	return strings.Join(words, " ")
+	key = strings.ReplaceAll(key, "per_cpu_s", "per_CPU-second")
+	words := strings.Split(key, "_")
+	var out []string
+	for i, w := range words {
+		before := ""
+		if i > 0 {
+			before = words[i-1]
+		}
+		if text := metricWord(w, before); text != "" {
+			out = append(out, text)
+		}
+	}
+	return strings.Join(out, " ") + side
+}
+
+// metricWord is one word of a metric's key in words; units are dropped, except
+// behind "per".
+func metricWord(w, before string) string {
+	switch w {
+	case "cpu", "rss", "tls", "tcp", "gc", "gb", "mb", "kb":
+		return strings.ToUpper(w)
+	case "s":
+		if before == "per" {
+			return "second"
+		}
+		return ""
+	case "us", "mib":
+		return ""
+	case "rt", "rtt":
+		return "round trip"
+	case "rts":
+		return "round trips"
+	case "conn":
+		return "connection"
+	case "conns":
+		return "connections"
+	case "syscalls":
+		return "system calls"
+	case "switches":
+		return "context switches"
+	case "allocs":
+		return "allocations"
+	case "bytes":
+		return "memory"
+	case "p999":
+		return "p99.9"
+	}
+	return w
 }
 
 // implsOf lists who appears in a file: direct, marrow, then peers by name.
@@ -177,6 +226,18 @@ func sorted[V any](m map[string]V) []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// rowName is a row's metric with its unit, and an arrow if higher is better.
+func rowName(r result.Row, u unit) string {
+	name := metricName(r.Metric)
+	if u.name != "" {
+		name += " (" + u.name + ")"
+	}
+	if r.HigherIsBetter {
+		name += " ↑"
+	}
+	return name
 }
 
 // valueText is a value of a row; of a difference to direct it says how much is

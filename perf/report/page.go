@@ -126,9 +126,9 @@ func method(run result.Run, f result.File) []string {
 			"and every second round in the reverse of the order before.", strings.Join(newArtist(run, f).impls, ", "), f.Machine.Seed),
 		upper(stats.Rule()) + ".",
 		"A value is the geometric mean over the rounds that count; a ratio is that of the rounds' own ratios, marrow divided by the peer, " +
-			"and where latency is added to what direct has, of what each of both adds.",
-		fmt.Sprintf("The 95 %% interval is a bootstrap over rounds (%s resamples, quantiles widened for few rounds): a difference is called a win, or lost, "+
-			"only if the interval excludes 1 and at least %d rounds count.", grouped(stats.Resamples), stats.MinRounds),
+			"and for latency the quotient of what both add to direct.",
+		fmt.Sprintf("The 95 %% interval is a bootstrap over rounds (%s resamples, quantiles widened for few rounds; below %d rounds it is Student's): "+
+			"a difference is called a win, or lost, only if the interval excludes 1.", grouped(stats.Resamples), stats.BootRounds),
 		"A goal stands as ship or ahead only if the whole interval is within its bound; no value of one machine is compared with another's.",
 	}
 }
@@ -230,7 +230,7 @@ func budgetLines(f result.File) []budgetLine {
 		}
 		u := unitOf(r.Unit, max(v, r.Bound))
 		l := budgetLine{
-			ID: sectionID(r.Scenario), Scenario: r.Scenario, Metric: metricName(r.Metric) + ", " + u.name,
+			ID: sectionID(r.Scenario), Scenario: r.Scenario, Metric: metricName(r.Metric) + " (" + u.name + ")",
 			Value: u.show(v), Bound: u.show(r.Bound), Kept: "kept", Class: "good",
 		}
 		if v > r.Bound {
@@ -277,13 +277,6 @@ func (a artist) table(head string, rows []result.Row) htmlTable {
 	t := htmlTable{Head: head, Impls: impls, Judged: len(peers) > 0, ManyPeers: len(peers) > 1}
 	for _, r := range rows {
 		u := rowUnit(r)
-		name := metricName(r.Metric)
-		if u.name != "" {
-			name += ", " + u.name
-		}
-		if r.HigherIsBetter {
-			name += " ↑"
-		}
 		values := make([]string, 0, len(impls))
 		for _, impl := range impls {
 			values = append(values, valueText(r, u, impl))
@@ -298,12 +291,12 @@ func (a artist) table(head string, rows []result.Row) htmlTable {
 				l.Standing = l.Goal + " " + l.Standing
 			}
 			if l.Values = make([]string, len(impls)); first {
-				l.Name, l.Values = name, values
+				l.Name, l.Values = rowName(r, u), values
 			}
 			t.Lines, first = append(t.Lines, l), false
 		}
 		if first {
-			t.Lines = append(t.Lines, line{Name: name, Values: values})
+			t.Lines = append(t.Lines, line{Name: rowName(r, u), Values: values})
 		}
 	}
 	return t

@@ -105,14 +105,7 @@ func header(impls, peers []string) []string {
 // rowLines is one line per row, or with several peers one per peer.
 func rowLines(r result.Row, impls, peers []string) [][]string {
 	u := rowUnit(r)
-	name := metricName(r.Metric)
-	if u.name != "" {
-		name += ", " + u.name
-	}
-	if r.HigherIsBetter {
-		name += " ↑"
-	}
-	line := []string{name}
+	line := []string{rowName(r, u)}
 	for _, impl := range impls {
 		line = append(line, valueText(r, u, impl))
 	}

@@ -15,7 +15,7 @@ type Bar struct {
 // Bars draws values from zero, with their intervals.
 func Bars(t Text, bars []Bar) Figure {
 	const thick, pitch = 22.0, 36.0
-	head, foot := 64.0, 50.0
+	head, foot := 80.0, 50.0
 	h := head + pitch*float64(max(len(bars), 1)) + foot
 	names, says, most := 60.0, 60.0, 0.0
 	for _, b := range bars {
@@ -64,7 +64,7 @@ type Standing struct {
 // Standings draws ratios with intervals on a logarithmic axis around 1.
 func Standings(t Text, rows []Standing) Figure {
 	const pitch = 21.0
-	head, foot := 92.0, 54.0
+	head, foot := 110.0, 54.0
 	lo, hi := 0.8, 1.25
 	groups, names, says := 24.0, 60.0, 60.0
 	for _, r := range rows {
@@ -76,7 +76,7 @@ func Standings(t Text, rows []Standing) Figure {
 		}
 	}
 	lo, hi = max(lo/1.04, 0.01), min(hi*1.04, 100)
-	w := max(width+140, groups+names+says+420)
+	w := max(880, groups+names+says+420)
 	h := head + pitch*float64(max(len(rows), 1)) + foot
 	x := scale{lo: lo, hi: hi, from: 16 + groups + names, to: w - right - says, log: true}
 	c := &canvas{}
@@ -102,7 +102,7 @@ func Standings(t Text, rows []Standing) Figure {
 		c.bound("ahead", x.at(r.Ahead), y, 7)
 		low, high := min(max(r.Low, lo), hi), min(max(r.High, lo), hi)
 		c.path("line "+stroke(r.Colour), "", []point{{x.at(low), y}, {x.at(high), y}})
-		c.mark(fill(r.Colour), tone(r.Colour), x.at(min(max(r.Point, lo), hi)), y, radius+0.5)
+		c.mark(fill(r.Colour), tone(r.Colour), x.at(min(max(r.Point, lo), hi)), y, radius)
 		c.text("strong", "start", w-right-says+10, y+4, r.Say)
 	}
 	c.text("", "middle", (x.from+x.to)/2, h-14, t.X)
@@ -114,7 +114,7 @@ func (c *canvas) bounds(x float64) {
 	c.bound("ahead", x+4, legend-4, 6)
 	c.text("", "start", x+12, legend, "ahead")
 	c.bound("ship", x+70, legend-4, 6)
-	c.text("", "start", x+78, legend, "ship: the interval must end left of it")
+	c.text("", "start", x+78, legend, "ship")
 }
 
 // bound draws a goal: a short upright line.

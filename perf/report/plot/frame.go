@@ -1,9 +1,12 @@
 package plot
 
+import "strings"
+
 // Text is what a figure says about itself.
 type Text struct {
 	Title string // what is shown
-	Sub   string // under what conditions, which direction is better
+	Sub   string // under what conditions
+	Note  string // of how many rounds, which direction is better
 	X, Y  string // axis labels with units
 	About string // one sentence for those who cannot see the figure
 }
@@ -18,20 +21,21 @@ type Label struct {
 const (
 	width  = 720.0
 	height = 400.0
-	left   = 76.0 // of the plot area: room for numbers and the axis label
-	right  = 24.0 // free at the right
-	top    = 88.0 // title, subtitle, legend
-	bottom = 54.0 // numbers and label of the x axis
-	below0 = 16.0 // from the axis to its numbers
-	legend = 70.0 // baseline of the legend
-	swatch = 26.0 // width of a legend's line
-	gap    = 22.0 // between legend entries
-	radius = 3.75 // of a mark
+	left   = 76.0  // of the plot area: room for numbers and the axis label
+	right  = 24.0  // free at the right
+	top    = 112.0 // title, two lines, legend
+	bare   = 84.0  // title and two lines
+	bottom = 54.0  // numbers and label of the x axis
+	below0 = 16.0  // from the axis to its numbers
+	legend = 87.0  // baseline of the legend
+	swatch = 26.0  // width of a legend's line
+	gap    = 22.0  // between legend entries
+	radius = 3.75  // of a mark
 )
 
 // frame draws what all figures with two axes have in common, and returns the
-// scales fitted to the plot area.
-func (c *canvas) frame(t Text, x, y scale, xticks, yticks []tick) (fx, fy scale) {
+// scales fitted to the plot area, which begins at the given height.
+func (c *canvas) frame(t Text, top float64, x, y scale, xticks, yticks []tick) (fx, fy scale) {
 	x.from, x.to = left, width-right
 	y.from, y.to = height-bottom, top
 	c.heading(t, width, height)
@@ -53,8 +57,9 @@ func (c *canvas) frame(t Text, x, y scale, xticks, yticks []tick) (fx, fy scale)
 
 func (c *canvas) heading(t Text, w, h float64) {
 	c.rect("paper", 0, 0, w, h, 0)
-	c.text("head", "start", 16, 26, t.Title)
-	c.text("sub", "start", 16, 46, t.Sub)
+	c.text("head", "start", 16, 26, clip(t.Title, (w-32)*12/15))
+	c.text("sub", "start", 16, 46, clip(t.Sub, w-32))
+	c.text("sub", "start", 16, 63, clip(t.Note, w-32))
 }
 
 // key draws the legend: a piece of line, the mark and the name per series.
@@ -75,7 +80,16 @@ func (c *canvas) key(labels []Label, lines bool) {
 func (c *canvas) figure(t Text, w, h float64) Figure {
 	about := t.About
 	if about == "" {
-		about = t.Sub
+		about = t.Sub + ". " + t.Note
 	}
 	return Figure{width: w, height: h, title: t.Title, about: about, body: c.b.String()}
+}
+
+// clip shortens s to the given width.
+func clip(s string, w float64) string {
+	if wide(s) <= w {
+		return s
+	}
+	r := []rune(s)
+	return strings.TrimRight(string(r[:min(len(r), max(0, int(w/wide("x"))-1))]), " ,") + "…"
 }

@@ -46,7 +46,7 @@ func Percentiles(t Text, curves []Curve) Figure {
 		}
 	}
 	c := &canvas{}
-	x, y := c.frame(t, scale{lo: 0, hi: end}, y, xticks, yticks)
+	x, y := c.frame(t, top, scale{lo: 0, hi: end}, y, xticks, yticks)
 	labels := make([]Label, 0, len(curves))
 	for _, k := range curves {
 		labels = append(labels, k.Label)
@@ -124,7 +124,7 @@ func Drift(t Text, rounds []int, out []bool, tracks []Track) Figure {
 		xticks = append(xticks, tick{v, fmt.Sprintf("%.0f", v)})
 	}
 	c := &canvas{}
-	x, y := c.frame(t, scale{lo: first - 0.5, hi: last + 0.5}, y, xticks, yticks)
+	x, y := c.frame(t, top, scale{lo: first - 0.5, hi: last + 0.5}, y, xticks, yticks)
 	for i, r := range rounds {
 		if i < len(out) && out[i] {
 			c.rect("out", x.at(float64(r)-0.5), top, x.at(float64(r)+0.5)-x.at(float64(r)-0.5), height-bottom-top, 0)
@@ -193,7 +193,7 @@ func Pairs(t Text, columns []Column) Figure {
 		xticks = append(xticks, tick{float64(i), k.Name})
 	}
 	c := &canvas{}
-	x, y := c.frame(t, scale{lo: -0.6, hi: float64(len(columns)) - 0.4}, y, xticks, yticks)
+	x, y := c.frame(t, bare, scale{lo: -0.6, hi: float64(len(columns)) - 0.4}, y, xticks, yticks)
 	rounds := 0
 	for _, k := range columns {
 		rounds = max(rounds, len(k.Values))
@@ -214,8 +214,12 @@ func Pairs(t Text, columns []Column) Figure {
 		}
 		typical := y.at(k.Typical)
 		c.line("whisker", at-16, typical, at+16, typical)
-		c.text("strong halo", "start", at+21, typical+4, k.Say)
-		c.text("strong", "start", at+21, typical+4, k.Say)
+		anchor, beside := "start", at+21
+		if i == 0 && len(columns) > 1 { // lines leave the first column to the right
+			anchor, beside = "end", at-21
+		}
+		c.text("strong halo", anchor, beside, typical+4, k.Say)
+		c.text("strong", anchor, beside, typical+4, k.Say)
 	}
 	return c.figure(t, width, height)
 }
