@@ -37,12 +37,13 @@ const frameHeader = 9
 //
 // What arrives is cut at any byte. DATA goes on piece by piece from where it
 // lies. Any other frame is held back until it is there wholly, a header block
-// with its CONTINUATIONs, and then read by the Framer; so nothing is left
-// with the connection, whose buffers are free again after each call.
+// with its CONTINUATIONs; so nothing is left with the connection, whose
+// buffers are free again after each call. The Framer reads what is rare.
 type input struct {
 	fr    *http2.Framer
 	src   bytes.Reader // what fr reads
 	dec   *hpack.Decoder
+	block block  // what dec has decoded
 	hold  []byte // the beginning of what is not there wholly
 	small [64]byte
 	part  dataFrame
@@ -68,22 +69,20 @@ const (
 )
 
 func (in *input) init(cfg Config, r role) {
-	in.dec = hpack.NewDecoder(4096, nil)
+	in.dec = hpack.NewDecoder(4096, func(f hpack.HeaderField) { in.block.emit(in.dec, f) })
+	in.dec.SetMaxStringLength(int(cfg.MaxHeaderList))
 	in.hold = in.small[:0]
 	if r == client {
 		in.phase = atSettings
 	}
-	in.renew(cfg.MaxHeaderList)
+	in.renew()
 }
 
 // renew makes a Framer: the old one keeps a buffer as large as the largest
 // frame that it has read.
-func (in *input) renew(maxHeaderList uint32) {
+func (in *input) renew() {
 	in.fr = http2.NewFramer(nil, &in.src)
-	in.fr.ReadMetaHeaders = in.dec
-	in.fr.MaxHeaderListSize = maxHeaderList
 	in.fr.SetMaxReadFrameSize(maxControlFrame)
-	in.fr.SetReuseFrames()
 }
 
 // between reports whether the input stands between two frames.
@@ -240,12 +239,18 @@ func (c *Conn) act(b []byte) error {
 		c.in.skip = int(fh.Length)
 		return c.odd()
 	}
-	if fh.Type == http2.FrameWindowUpdate {
-		return c.windowUpdate(fh, b[frameHeader:])
+	if c.in.phase == atFrames {
+		switch fh.Type {
+		case http2.FrameHeaders:
+			return c.headersFrame(fh, b)
+		case http2.FrameWindowUpdate, http2.FrameRSTStream:
+			return c.shortFrame(fh, b[frameHeader:])
+		default: // the others are rare
+		}
 	}
 	err := c.control(fh, b)
-	if len(b) > 4096 {
-		c.in.renew(c.cfg.MaxHeaderList)
+	if len(b) > 1024 {
+		c.in.renew()
 	}
 	if err == nil && c.in.phase == atSettings {
 		c.in.phase = atFrames
@@ -254,31 +259,15 @@ func (c *Conn) act(b []byte) error {
 	return err
 }
 
-// windowUpdate needs no Framer, which makes garbage for each.
-func (c *Conn) windowUpdate(fh http2.FrameHeader, b []byte) error {
-	if len(b) != 4 {
-		return violation(FrameSizeError, "WINDOW_UPDATE frame of %d bytes, want 4", len(b))
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.stats.FramesIn++
-	if c.err != nil {
-		return nil
-	}
-	return c.onWindowUpdate(fh.StreamID, int64(binary.BigEndian.Uint32(b)&maxWindow))
-}
-
 // control reads one frame, or header block, and acts on it.
 func (c *Conn) control(fh http2.FrameHeader, b []byte) error {
 	c.in.src.Reset(b)
 	f, err := c.in.fr.ReadFrame()
-	if se, ok := errors.AsType[http2.StreamError](err); ok {
-		return c.badFrame(fh, se)
-	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return violation(FrameSizeError, "%v frame of %d bytes is shorter than its flags say", fh.Type, fh.Length)
 	}
-	if err != nil {
+	se, ofStream := errors.AsType[http2.StreamError](err)
+	if err != nil && !ofStream {
 		return err
 	}
 	c.mu.Lock()
@@ -290,9 +279,10 @@ func (c *Conn) control(fh http2.FrameHeader, b []byte) error {
 	if err := c.out.bounded(); err != nil {
 		return err
 	}
+	if ofStream {
+		return c.badFrame(fh, Code(se.Code), se.Error())
+	}
 	switch f := f.(type) {
-	case *http2.MetaHeadersFrame:
-		return c.onHeaders(f)
 	case *http2.SettingsFrame:
 		return c.onSettings(f)
 	case *http2.PingFrame:
@@ -303,8 +293,6 @@ func (c *Conn) control(fh http2.FrameHeader, b []byte) error {
 		c.out.ping(true, f.Data)
 		c.kick()
 		return c.guard.pings.spend(time.Now())
-	case *http2.RSTStreamFrame:
-		return c.onReset(f)
 	case *http2.GoAwayFrame:
 		return c.onGoAway(f)
 	case *http2.PriorityFrame:

@@ -80,27 +80,17 @@ func (c *Conn) odd() error {
 }
 
 // badFrame answers a frame that is wrong for its stream only.
-func (c *Conn) badFrame(fh http2.FrameHeader, se http2.StreamError) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.stats.FramesIn++
-	if c.err != nil {
-		return nil
-	}
-	reason := ""
-	if se.Cause != nil {
-		reason = se.Cause.Error()
-	}
+func (c *Conn) badFrame(fh http2.FrameHeader, code Code, reason string) error {
 	if s := c.set.open[fh.StreamID]; s != nil {
-		return c.mistake(s, &ResetError{Code: Code(se.Code), Reason: reason})
+		return c.mistake(s, &ResetError{Code: code, Reason: reason})
 	}
 	if c.idle(fh.StreamID) {
 		if fh.Type != http2.FrameHeaders || c.role == client {
-			return violation(Code(se.Code), "%v on idle stream %d: %s", fh.Type, fh.StreamID, reason)
+			return violation(code, "%v on idle stream %d: %s", fh.Type, fh.StreamID, reason)
 		}
 		c.set.last = fh.StreamID
 	}
-	c.out.reset(fh.StreamID, Code(se.Code))
+	c.out.reset(fh.StreamID, code)
 	c.kick()
 	return c.guard.odd.spend(time.Now())
 }
@@ -247,16 +237,16 @@ func (c *Conn) crumb(n int64) error {
 	return c.guard.crumbs.spend(time.Now())
 }
 
-func (c *Conn) onReset(f *http2.RSTStreamFrame) error {
-	s := c.set.open[f.StreamID]
+func (c *Conn) onReset(id uint32, code Code) error {
+	s := c.set.open[id]
 	if s == nil {
-		if c.idle(f.StreamID) {
-			return violation(ProtocolError, "RST_STREAM on idle stream %d", f.StreamID)
+		if c.idle(id) {
+			return violation(ProtocolError, "RST_STREAM on idle stream %d", id)
 		}
 		return c.guard.odd.spend(time.Now())
 	}
 	answered := s.header.done
-	s.abort(&ResetError{Code: Code(f.ErrCode), Remote: true})
+	s.abort(&ResetError{Code: code, Remote: true})
 	c.forget(s)
 	if c.role == server && !answered {
 		return c.guard.resets.spend(time.Now())

@@ -3,46 +3,44 @@ package h2
 import (
 	"strconv"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
-func (c *Conn) onHeaders(f *http2.MetaHeadersFrame) error {
-	if s := c.set.open[f.StreamID]; s != nil {
+func (c *Conn) onHeaders(k *block) error {
+	if s := c.set.open[k.id]; s != nil {
 		if c.role == client && !s.header.done {
-			return c.onResponse(s, f)
+			return c.onResponse(s, k)
 		}
-		return c.onTrailers(s, f)
+		return c.onTrailers(s, k)
 	}
-	if c.role == client || !c.idle(f.StreamID) {
-		return c.lateHeaders(f)
+	if c.role == client || !c.idle(k.id) {
+		return c.lateHeaders(k)
 	}
-	if f.StreamID%2 == 0 {
-		return violation(ProtocolError, "request on stream %d, which is even", f.StreamID)
+	if k.id%2 == 0 {
+		return violation(ProtocolError, "request on stream %d, which is even", k.id)
 	}
-	return c.onRequest(f)
+	return c.onRequest(k)
 }
 
 // lateHeaders is a header block for a stream that is no more.
-func (c *Conn) lateHeaders(f *http2.MetaHeadersFrame) error {
+func (c *Conn) lateHeaders(k *block) error {
 	for _, id := range c.set.recent {
-		if id == f.StreamID {
+		if id == k.id {
 			return c.guard.odd.spend(time.Now())
 		}
 	}
-	if c.idle(f.StreamID) {
-		return violation(ProtocolError, "HEADERS on idle stream %d", f.StreamID)
+	if c.idle(k.id) {
+		return violation(ProtocolError, "HEADERS on idle stream %d", k.id)
 	}
-	return violation(StreamClosed, "HEADERS on closed stream %d", f.StreamID)
+	return violation(StreamClosed, "HEADERS on closed stream %d", k.id)
 }
 
 // onTrailers takes a second header block: the end of the stream or a mistake.
 // Tunnels have no use for its content.
-func (c *Conn) onTrailers(s *Stream, f *http2.MetaHeadersFrame) error {
+func (c *Conn) onTrailers(s *Stream, k *block) error {
 	switch {
 	case s.remoteEnd:
 		return c.mistake(s, &ResetError{Code: StreamClosed, Reason: "HEADERS after END_STREAM"})
-	case !f.StreamEnded() || len(f.PseudoFields()) > 0:
+	case !k.end || k.pseudo > 0:
 		return c.mistake(s, &ResetError{Code: ProtocolError, Reason: "second header block that is no trailer"})
 	}
 	s.endRemote()
@@ -50,101 +48,98 @@ func (c *Conn) onTrailers(s *Stream, f *http2.MetaHeadersFrame) error {
 	return nil
 }
 
-func (c *Conn) onResponse(s *Stream, f *http2.MetaHeadersFrame) error {
-	status := f.PseudoValue("status")
+func (c *Conn) onResponse(s *Stream, k *block) error {
+	status := k.value(":status")
 	code, err := strconv.Atoi(status)
 	switch {
-	case f.Truncated:
+	case k.truncated:
 		return c.mistake(s, &ResetError{Code: ProtocolError, Reason: "response headers over the limit"})
-	case err != nil || len(status) != 3 || code < 100 || len(f.PseudoFields()) != 1:
+	case err != nil || len(status) != 3 || code < 100 || k.pseudo != 1:
 		return c.mistake(s, &ResetError{Code: ProtocolError, Reason: "malformed response: status " + strconv.Quote(status)})
 	case code < 200:
 		s.header.informal++
-		if f.StreamEnded() || code == 101 || s.header.informal > maxInformational {
+		if k.end || code == 101 || s.header.informal > maxInformational {
 			return c.mistake(s, &ResetError{Code: ProtocolError, Reason: "malformed informational response"})
 		}
 		return nil
 	}
-	s.header.fields = fieldsOf(f)
-	s.header.done = true
-	close(s.header.got)
-	if f.StreamEnded() {
+	s.header.fields = k.keep()
+	s.answered()
+	if k.end {
 		s.endRemote()
 		s.settleLater()
 	}
 	return nil
 }
 
-func (c *Conn) onRequest(f *http2.MetaHeadersFrame) error {
+func (c *Conn) onRequest(k *block) error {
 	now := time.Now()
 	if c.life.final {
 		return c.guard.refused.spend(now) // named in GOAWAY as not processed
 	}
-	c.set.last = f.StreamID
+	c.set.last = k.id
 	full := len(c.set.open) >= int(c.cfg.MaxStreams)
 	// A handler may outlive its stream: those that were reset count as well.
 	if full || c.set.handlers >= 2*int(c.cfg.MaxStreams) {
-		c.out.reset(f.StreamID, RefusedStream)
+		c.out.reset(k.id, RefusedStream)
 		c.kick()
 		return c.guard.refused.spend(now)
 	}
-	if reason := malformed(f); reason != "" {
-		c.out.reset(f.StreamID, ProtocolError)
+	if reason := malformed(k); reason != "" {
+		c.out.reset(k.id, ProtocolError)
 		c.kick()
 		return c.guard.odd.spend(now)
 	}
-	s := c.newStream(f.StreamID)
-	if f.StreamEnded() {
+	s := c.newStream(k.id)
+	if k.end {
 		s.endRemote()
 	}
-	if f.Truncated {
+	if k.truncated {
 		c.out.headers(s.id, []Field{{":status", "431"}}, true, c.peer.maxFrame)
 		c.resetStream(s, &ResetError{Code: NoError, Reason: "request headers over the limit"})
 		return c.guard.odd.spend(now)
 	}
-	fields := fieldsOf(f)
 	c.set.handlers++
-	c.wg.Go(func() {
-		defer func() {
-			c.mu.Lock()
-			c.set.handlers--
-			c.mu.Unlock()
-		}()
-		c.handle(s, fields)
-	})
+	c.wg.Add(1)
+	go c.serve(s, k.keep())
 	return nil
 }
 
-// malformed applies RFC 9113 sections 8.2.2, 8.3.1 and 8.5 to what the
-// Framer leaves to us; it returns the reason or "".
-func malformed(f *http2.MetaHeadersFrame) string {
-	if f.Truncated {
+// serve runs the handler of one request.
+func (c *Conn) serve(s *Stream, fields []Field) {
+	defer c.wg.Done()
+	defer c.served()
+	c.handle(s, fields)
+}
+
+func (c *Conn) served() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.set.handlers--
+}
+
+// malformed applies RFC 9113 sections 8.2.2, 8.3.1 and 8.5 to requests; it
+// returns the reason or "".
+func malformed(k *block) string {
+	if k.truncated {
 		return ""
 	}
-	method := f.PseudoValue("method")
-	has := func(name string) bool {
-		for _, p := range f.PseudoFields() {
-			if p.Name == name {
-				return true
-			}
-		}
-		return false
-	}
+	method := k.value(":method")
 	switch {
 	case method == "":
 		return "no :method"
-	case has(":status"):
+	case k.has(":status"):
 		return ":status in a request"
-	case has(":protocol"):
+	case k.has(":protocol"):
 		return ":protocol without leave"
-	case method == "CONNECT" && (has(":scheme") || has(":path")):
+	case method == "CONNECT" && (k.has(":scheme") || k.has(":path")):
 		return "CONNECT with :scheme or :path"
-	case method == "CONNECT" && !has(":authority"):
+	case method == "CONNECT" && !k.has(":authority"):
 		return "CONNECT without :authority"
-	case method != "CONNECT" && (f.PseudoValue("scheme") == "" || f.PseudoValue("path") == ""):
+	case method != "CONNECT" && (k.value(":scheme") == "" || k.value(":path") == ""):
 		return "no :scheme or :path"
 	}
-	for _, h := range f.RegularFields() {
+	for _, h := range k.fields[k.pseudo:] {
 		switch h.Name {
 		case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade":
 			return h.Name + " header"
@@ -155,12 +150,4 @@ func malformed(f *http2.MetaHeadersFrame) string {
 		}
 	}
 	return ""
-}
-
-func fieldsOf(f *http2.MetaHeadersFrame) []Field {
-	out := make([]Field, len(f.Fields))
-	for i, h := range f.Fields {
-		out[i] = Field{Name: h.Name, Value: h.Value}
-	}
-	return out
 }

@@ -39,10 +39,19 @@ type Stream struct {
 
 // response is what a client stream waits for first.
 type response struct {
-	got      chan struct{} // closed when fields are there or the stream was cut
+	got      chan struct{} // closed when done is set; nil if nobody waits
 	fields   []Field
-	done     bool
-	informal int // 1xx responses so far
+	done     bool // fields are there, or the stream was cut
+	informal int  // 1xx responses so far
+}
+
+// answered lets those go on who wait for the answer.
+func (s *Stream) answered() {
+	s.header.done = true
+	if s.header.got != nil {
+		close(s.header.got)
+		s.header.got = nil
+	}
 }
 
 type direction int
@@ -68,9 +77,6 @@ func (c *Conn) newStream(id uint32) *Stream {
 		send: c.peer.window,
 	}
 	s.wake.L = &c.mu
-	if c.role == client {
-		s.header.got = make(chan struct{})
-	}
 	c.set.open[id] = s
 	return s
 }
@@ -279,9 +285,8 @@ func (s *Stream) abort(cause error) {
 		return
 	}
 	s.cause = cause
-	if s.header.got != nil && !s.header.done {
-		s.header.done = true
-		close(s.header.got)
+	if s.c.role == client && !s.header.done {
+		s.answered()
 	}
 	s.wake.Broadcast()
 	s.settleLater()
@@ -314,13 +319,25 @@ func (c *Conn) forget(s *Stream) {
 
 // Response waits for the answer to a stream that we opened.
 func (s *Stream) Response(ctx context.Context) ([]Field, error) {
-	select {
-	case <-s.header.got:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
+	if !s.header.done {
+		if s.header.got == nil {
+			s.header.got = make(chan struct{})
+		}
+		got := s.header.got
+		s.c.mu.Unlock()
+		var err error
+		select {
+		case <-got:
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+		s.c.mu.Lock()
+		if err != nil {
+			return nil, err
+		}
+	}
 	if s.header.fields == nil {
 		return nil, s.cause
 	}

@@ -54,7 +54,8 @@ func NewClient(c net.Conn, cfg Config) (*Client, error) {
 // connection is full, and then for the answer. Any status other than 200 is a
 // *StatusError, with the Response beside it.
 func (c *Client) Connect(ctx context.Context, authority string, hdr []Header) (*Stream, Response, error) {
-	fields := append(make([]Header, 0, len(hdr)+2), Header{Name: ":method", Value: "CONNECT"}, Header{Name: ":authority", Value: authority})
+	var few [8]Header // on the stack: Open keeps nothing of it
+	fields := append(few[:0], Header{Name: ":method", Value: "CONNECT"}, Header{Name: ":authority", Value: authority})
 	for _, h := range hdr {
 		if err := checkHeader(h); err != nil {
 			return nil, Response{}, fmt.Errorf("connect %s: %w", authority, err)
@@ -70,14 +71,9 @@ func (c *Client) Connect(ctx context.Context, authority string, hdr []Header) (*
 		_ = s.Close()
 		return nil, Response{}, fmt.Errorf("connect %s: %w", authority, err)
 	}
-	var r Response
-	for _, f := range answer {
-		if f.Name == ":status" {
-			r.Status, _ = strconv.Atoi(f.Value)
-			continue
-		}
-		r.Header = append(r.Header, f)
-	}
+	// A response has one pseudo-header, and it is the first.
+	r := Response{Header: answer[1:]}
+	r.Status, _ = strconv.Atoi(answer[0].Value)
 	if r.Status != 200 {
 		_ = s.Close()
 		return nil, r, &StatusError{Status: r.Status, Authority: authority}
@@ -114,29 +110,32 @@ func (c *Client) Close() error { return c.conn.Close() }
 func (c *Client) Wait() { c.conn.Wait() }
 
 func checkHeader(h Header) error {
-	if h.Name == "" || strings.ContainsFunc(h.Name, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~", r)
-	}) {
+	token := h.Name != ""
+	for i := 0; i < len(h.Name) && token; i++ {
+		b := h.Name[i]
+		token = b >= 'a' && b <= 'z' || b >= '0' && b <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", b) >= 0
+	}
+	if !token {
 		return fmt.Errorf("header name %q is not a lower-case token", h.Name)
 	}
-	if strings.ContainsFunc(h.Value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
-		return fmt.Errorf("header %s has control characters in its value %q", h.Name, h.Value)
+	for i := range len(h.Value) {
+		if b := h.Value[i]; b < ' ' && b != '\t' || b == 0x7f {
+			return fmt.Errorf("header %s has control characters in its value %q", h.Name, h.Value)
+		}
 	}
 	return nil
 }
 
 func join(hdr []Header, name string) string {
-	var out strings.Builder
-	found := false
+	out, found := "", false
 	for _, h := range hdr {
-		if h.Name != name {
-			continue
+		switch {
+		case h.Name != name:
+		case found:
+			out += "," + h.Value
+		default:
+			out, found = h.Value, true
 		}
-		if found {
-			out.WriteString(",")
-		}
-		out.WriteString(h.Value)
-		found = true
 	}
-	return out.String()
+	return out
 }

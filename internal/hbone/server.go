@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/marrowmesh/marrow/internal/h2"
@@ -81,17 +82,16 @@ func serveStream(ctx context.Context, st *h2.Stream, fields []h2.Field, h Handle
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	in := &Incoming{stream: st}
-	for _, f := range fields {
-		switch f.Name {
+	pseudo := 0 // they come first
+	for ; pseudo < len(fields) && strings.HasPrefix(fields[pseudo].Name, ":"); pseudo++ {
+		switch f := fields[pseudo]; f.Name {
 		case ":method":
 			in.method = f.Value
 		case ":authority":
 			in.authority = f.Value
-		case ":path", ":scheme":
-		default:
-			in.header = append(in.header, f)
 		}
 	}
+	in.header = fields[pseudo:]
 	st.OnAbort(cancel)
 	h(ctx, in)
 	if !in.answered {
@@ -151,7 +151,8 @@ func (in *Incoming) respond(status int, hdr []Header, end bool) error {
 	if in.answered {
 		return fmt.Errorf("answer %s: answered before", in.authority)
 	}
-	fields := append(make([]Header, 0, len(hdr)+1), Header{Name: ":status", Value: strconv.Itoa(status)})
+	var few [8]Header // on the stack: Respond keeps nothing of it
+	fields := append(few[:0], Header{Name: ":status", Value: strconv.Itoa(status)})
 	for _, h := range hdr {
 		if err := checkHeader(h); err != nil {
 			return fmt.Errorf("answer %s: %w", in.authority, err)
