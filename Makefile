@@ -10,6 +10,7 @@ LDFLAGS  := -s -w -X github.com/marrowmesh/marrow/internal/obs.version=$(VERSION
 TOOL     := $(GO) tool -modfile=tools/go.mod
 PKGS     := ./...
 DEMO_ARGS ?=
+PERF_ARGS ?=
 FUZZTIME ?= 10m
 
 .DEFAULT_GOAL := help
@@ -31,6 +32,10 @@ build: need-go ## static binaries of ztunnel, waypoint, istiod-lite, cni and mar
 .PHONY: demo
 demo: build ## a namespace goes from plaintext to the mesh on two nodes, step by step (DEMO_ARGS='--once --json')
 	@$(BIN)/marrow demo $(DEMO_ARGS)
+
+.PHONY: perf
+perf: build ## measure the mesh against no mesh and against peers (PERF_ARGS='--quick --peer istio=/path/to/ztunnel'); report in build/perf
+	@$(BIN)/marrow perf run $(PERF_ARGS) --out $(BUILD)/perf
 
 .PHONY: test
 test: build envoy-bin unit lab envoy ## all tests that need no more than this machine: unit, lab, Envoy interop

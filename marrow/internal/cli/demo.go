@@ -53,17 +53,21 @@ func (d *demoFlags) run(c *cobra.Command) error {
 	}
 	err := demo.Run(c.Context(), cfg)
 	if err != nil && c.Context().Err() != nil {
-		return &interrupted{err}
+		return &interrupted{step: "step", err: err}
 	}
 	return err
 }
 
-// interrupted is a demo that was ended before its last step. It hides the
-// cancellation within, which is a normal end for programs that only serve.
-type interrupted struct{ err error }
+// interrupted is a demo, or a measurement, that was ended before its last step.
+// It hides the cancellation within, which is a normal end for programs that
+// only serve.
+type interrupted struct {
+	step string
+	err  error
+}
 
 func (e *interrupted) Error() string {
-	return fmt.Sprintf("interrupted before the last step: %v", e.err)
+	return fmt.Sprintf("interrupted before the last %s: %v", e.step, e.err)
 }
 func (e *interrupted) ExitCode() int { return run.ExitSignal }
 

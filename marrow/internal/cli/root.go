@@ -41,7 +41,7 @@ Try it:
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{cmd: c, err: err} })
-	root.AddCommand(labCommand(), demoCommand(), waypointCommand(), versionCommand(), appCommand(), envoyCommand())
+	root.AddCommand(labCommand(), demoCommand(), waypointCommand(), perfCommand(), versionCommand(), appCommand(), envoyCommand(), perfLoadCommand())
 	explain(root)
 	return root
 }

@@ -1,0 +1,51 @@
+package perf
+
+import (
+	"bytes"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestPlan(t *testing.T) {
+	now := time.Unix(5, 0)
+	p, err := Config{Quick: true, Peers: []string{"zt=bin/zt --flag 'a b'"}, PeerEnv: []string{"A=b"}}.plan(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.impls) != 3 || !filepath.IsAbs(p.impls[2].Ztunnel[0]) || p.impls[2].Ztunnel[2] != "a b" || p.impls[2].Env[0] != "A=b" || p.seed == 0 {
+		t.Errorf("%+v", p)
+	}
+	p, err = Config{Scenario: "bulk-1-*", Rounds: 2, Impls: []string{"marrow"}, Seed: 9}.plan(now)
+	if err != nil || len(p.impls) != 1 || p.rounds != 2 || len(p.scenarios) != 3 || p.seed != 9 {
+		t.Errorf("%+v, %v", p, err)
+	}
+	for name, c := range map[string]Config{
+		"no command":    {Peers: []string{"zt="}},
+		"no name":       {Peers: []string{"zt"}},
+		"our name":      {Peers: []string{"marrow=x"}},
+		"open quote":    {Peers: []string{"zt='x"}},
+		"environment":   {PeerEnv: []string{"A"}},
+		"scenario":      {Scenario: "nothing"},
+		"rounds":        {Rounds: -1},
+		"who":           {Impls: []string{"envoy"}},
+		"bad pattern":   {Scenario: "["},
+		"marrow's envs": {MarrowEnv: []string{"x"}},
+	} {
+		if _, err := c.plan(now); err == nil {
+			t.Errorf("%s: not refused", name)
+		}
+	}
+}
+
+func TestList(t *testing.T) {
+	var b bytes.Buffer
+	if err := List(&b, false); err != nil || !strings.Contains(b.String(), "bulk-1-up") {
+		t.Errorf("%v: %s", err, b.String())
+	}
+	b.Reset()
+	if err := List(&b, true); err != nil || !strings.Contains(b.String(), `"P8"`) {
+		t.Errorf("%v: %s", err, b.String())
+	}
+}

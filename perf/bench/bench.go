@@ -1,0 +1,351 @@
+package bench
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/marrowmesh/marrow/internal/lab"
+	"github.com/marrowmesh/marrow/perf/account"
+	"github.com/marrowmesh/marrow/perf/result"
+	"github.com/marrowmesh/marrow/perf/scenario"
+)
+
+// Impl is one implementation to measure.
+type Impl struct {
+	Name string // result.Direct, result.Marrow or a peer's
+	// Ztunnel is the command of the node proxy in words; empty = ours.
+	Ztunnel []string
+	// Env is added to the proxy's environment, NAME=value.
+	Env []string
+}
+
+// Config says what to run.
+type Config struct {
+	Scenarios []scenario.Scenario
+	Impls     []Impl
+	Blocks    []result.Block // in this order
+	// Lab is what all labs have in common: directories, kind of namespaces.
+	Lab lab.Options
+	// CountRounds is how many rounds of each scenario have a counting phase; 0 = 2.
+	CountRounds int
+	// Tell gets progress; nil = nobody.
+	Tell func(Progress)
+}
+
+// Progress is what the bench does now.
+type Progress struct {
+	Text string
+	// Done and Total count blocks; zero while the labs boot.
+	Done, Total int
+	Left        time.Duration // estimated
+}
+
+// bench is a run.
+type bench struct {
+	cfg       Config
+	scenarios map[string]scenario.Scenario
+	impls     map[string]Impl
+	fleet     *fleet
+	cal       *account.Calibrator
+	counted   map[result.Block]int // round zero: scenario and implementation -> rounds with counts
+	rates     map[string]float64   // scenario -> rate of its HalfOf
+	clock     estimate             // of the time left
+	machine   result.Machine       // filled as it becomes known
+}
+
+// Run measures all blocks. On an interrupt it returns what it has, with the
+// context's error.
+func Run(ctx context.Context, cfg Config) (run result.Run, err error) {
+	began := time.Now()
+	b, err := newBench(cfg)
+	if err != nil {
+		return run, err
+	}
+	raiseFileLimit()
+	b.machine = describe(began)
+	run = result.Run{Scenarios: scenario.Results(cfg.Scenarios)}
+	for _, i := range cfg.Impls {
+		run.Impls = append(run.Impls, i.Name)
+	}
+	defer func() {
+		b.tell("taking the labs down")
+		err = errors.Join(err, b.fleet.down(context.WithoutCancel(ctx)))
+		b.machine.Wall = time.Since(began).Seconds()
+		run.Machine = b.machine
+	}()
+	if err := b.boot(ctx); err != nil {
+		return run, err
+	}
+	b.cal = account.NewCalibrator()
+	for i, block := range cfg.Blocks {
+		if ctx.Err() != nil {
+			return run, context.Cause(ctx)
+		}
+		s := b.scenarios[block.Scenario]
+		if block.Impl == result.Direct && s.NeedsMesh() {
+			continue
+		}
+		b.announce(i, block)
+		sample := b.block(ctx, block, s)
+		b.clock.done(s)
+		if sample.Failed != "" {
+			b.tell(fmt.Sprintf("%s, %s, round %d failed: %s", block.Scenario, block.Impl, block.Round, sample.Failed))
+		}
+		if ctx.Err() == nil {
+			run.Samples = append(run.Samples, sample)
+		}
+	}
+	return run, ctx.Err()
+}
+
+func newBench(cfg Config) (*bench, error) {
+	if cfg.CountRounds == 0 {
+		cfg.CountRounds = 2
+	}
+	b := &bench{
+		cfg: cfg, scenarios: map[string]scenario.Scenario{}, impls: map[string]Impl{}, counted: map[result.Block]int{},
+		rates: map[string]float64{},
+	}
+	for _, s := range cfg.Scenarios {
+		b.scenarios[s.Name] = s
+	}
+	for _, i := range cfg.Impls {
+		if _, twice := b.impls[i.Name]; twice || i.Name == "" {
+			return nil, fmt.Errorf("implementation %q: every one needs a name of its own", i.Name)
+		}
+		if err := lab.CheckName(labPrefix + i.Name + coldSuffix); err != nil {
+			return nil, fmt.Errorf("implementation %q: %w", i.Name, err)
+		}
+		b.impls[i.Name] = i
+	}
+	for _, block := range cfg.Blocks {
+		s, known := b.scenarios[block.Scenario]
+		if _, ok := b.impls[block.Impl]; !ok || !known {
+			return nil, fmt.Errorf("block %+v names a scenario or an implementation that is not there", block)
+		}
+		if block.Impl != result.Direct || !s.NeedsMesh() {
+			b.clock.add(s)
+		}
+	}
+	b.fleet = newFleet(cfg, b.tell)
+	return b, nil
+}
+
+// boot starts every lab that the blocks need and sees that it is in order.
+func (b *bench) boot(ctx context.Context) error {
+	colds := slices.ContainsFunc(b.cfg.Scenarios, func(s scenario.Scenario) bool { return s.How == scenario.Cold })
+	for _, i := range b.cfg.Impls {
+		w, err := b.fleet.get(ctx, i, false)
+		if err != nil {
+			return err
+		}
+		if err := b.inspect(ctx, w); err != nil {
+			return fmt.Errorf("lab of %s: %w", i.Name, err)
+		}
+		if colds && i.Name != result.Direct {
+			if _, err := b.fleet.get(ctx, i, true); err != nil {
+				return err
+			}
+		}
+	}
+	return b.checkIdle(ctx)
+}
+
+// checkIdle says so when labs that nobody loads need CPU: then they disturb
+// the others.
+func (b *bench) checkIdle(ctx context.Context) error {
+	use := func() (map[string]time.Duration, error) {
+		out := map[string]time.Duration{}
+		table, err := account.ReadTable()
+		if err != nil {
+			return nil, err
+		}
+		for _, w := range b.fleet.all() {
+			for pid := range table.Tree(w.pid) {
+				if d, err := account.CPU(pid); err == nil { // it may have ended
+					out[w.name()] += d
+				}
+			}
+		}
+		return out, nil
+	}
+	if err := wait(ctx, time.Second); err != nil { // what their start left to do
+		return err
+	}
+	before, err := use()
+	if err != nil {
+		return err
+	}
+	const look = time.Second
+	if err := wait(ctx, look); err != nil {
+		return err
+	}
+	after, err := use()
+	if err != nil {
+		return err
+	}
+	for _, w := range b.fleet.all() {
+		part := float64(after[w.name()]-before[w.name()]) / float64(look)
+		b.tell(fmt.Sprintf("lab %s at rest uses %.1f %% of one CPU", w.name(), 100*part))
+	}
+	return nil
+}
+
+func (b *bench) tell(text string) {
+	if b.cfg.Tell != nil {
+		b.cfg.Tell(Progress{Text: text, Left: b.clock.left(time.Now())})
+	}
+}
+
+func (b *bench) announce(i int, block result.Block) {
+	if b.cfg.Tell == nil {
+		return
+	}
+	rounds := 0
+	for _, o := range b.cfg.Blocks {
+		rounds = max(rounds, o.Round)
+	}
+	b.cfg.Tell(Progress{
+		Text: fmt.Sprintf("round %d of %d: %s, %s", block.Round, rounds, block.Scenario, block.Impl),
+		Done: i, Total: len(b.cfg.Blocks), Left: b.clock.left(time.Now()),
+	})
+}
+
+// estimate tells the time left from the table's times and how true they were.
+type estimate struct {
+	began        time.Time
+	passed, rest float64 // seconds, as the table has them
+}
+
+func (e *estimate) add(s scenario.Scenario) { e.rest += s.Seconds }
+
+func (e *estimate) done(s scenario.Scenario) {
+	e.passed += s.Seconds
+	e.rest -= s.Seconds
+}
+
+func (e *estimate) left(now time.Time) time.Duration {
+	if e.began.IsZero() {
+		e.began = now
+	}
+	factor := 1.0
+	if e.passed > 10 {
+		factor = now.Sub(e.began).Seconds() / e.passed
+	}
+	return time.Duration(e.rest * factor * float64(time.Second)).Round(time.Second)
+}
+
+// block measures one block. Its errors are in the sample: the others go on.
+func (b *bench) block(ctx context.Context, block result.Block, s scenario.Scenario) result.Sample {
+	sample := result.Sample{Scenario: block.Scenario, Impl: block.Impl, Round: block.Round, Start: time.Now().UTC()}
+	m, err := b.carryOut(ctx, block, s)
+	if err != nil {
+		sample.Failed = err.Error()
+		return sample
+	}
+	sample.Metrics, sample.Histogram = m.metrics, m.histogram
+	sample.Seconds, sample.Noise = m.seconds, m.noise
+	return sample
+}
+
+// measured is what a block gave.
+type measured struct {
+	metrics   map[string]float64
+	histogram []result.Bucket
+	seconds   float64
+	noise     result.Noise
+}
+
+func (b *bench) carryOut(ctx context.Context, block result.Block, s scenario.Scenario) (measured, error) {
+	impl := b.impls[block.Impl]
+	switch s.How {
+	case scenario.Held, scenario.Burst:
+		return b.fresh(ctx, impl, s)
+	case scenario.Steady, scenario.Beside, scenario.Cold:
+	}
+	w, err := b.fleet.get(ctx, impl, s.How == scenario.Cold)
+	if err != nil {
+		return measured{}, err
+	}
+	if s.HalfOf != "" {
+		if s.Load.Rate, err = b.half(ctx, s); err != nil {
+			return measured{}, err
+		}
+	}
+	if s.How == scenario.Beside {
+		return b.beside(ctx, w, s)
+	}
+	count := false
+	if w.mesh() {
+		key := result.Block{Scenario: block.Scenario, Impl: block.Impl}
+		count = b.counted[key] < b.cfg.CountRounds
+		b.counted[key]++
+	}
+	return b.steady(ctx, w, s, count)
+}
+
+// half is half of what the slowest implementation reached in the closed loop
+// that s names, measured once and the same for all.
+func (b *bench) half(ctx context.Context, s scenario.Scenario) (float64, error) {
+	if r, ok := b.rates[s.Name]; ok {
+		return r, nil
+	}
+	var closed scenario.Scenario
+	for _, c := range scenario.All() {
+		if c.Name == s.HalfOf {
+			closed = c
+		}
+	}
+	slowest := 0.0
+	for _, i := range b.cfg.Impls {
+		w, err := b.fleet.get(ctx, i, false)
+		if err != nil {
+			return 0, err
+		}
+		m, err := b.steady(ctx, w, closed, false)
+		if err != nil {
+			return 0, fmt.Errorf("find the maximum of %s: %w", i.Name, err)
+		}
+		b.tell(fmt.Sprintf("%s does at most %.0f round trips a second", i.Name, m.metrics["rt_per_s"]))
+		if slowest == 0 || m.metrics["rt_per_s"] < slowest {
+			slowest = m.metrics["rt_per_s"]
+		}
+	}
+	b.rates[s.Name] = max(1, slowest/2)
+	return b.rates[s.Name], nil
+}
+
+// wait waits.
+func wait(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// raiseFileLimit gives the labs what a container runtime would. Set here, it
+// is inherited; Go's own raising of the soft limit is not.
+func raiseFileLimit() {
+	var l syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l) != nil {
+		return
+	}
+	const want = 1 << 20
+	if syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: max(want, l.Max), Max: max(want, l.Max)}) != nil {
+		// Without the right to raise the hard limit: as far as it goes. What
+		// needs more says so itself.
+		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: l.Max, Max: l.Max})
+	}
+}
+
+// byName keeps worlds in a stable order.
+func byName(a, b *world) int { return cmp.Compare(a.name(), b.name()) }

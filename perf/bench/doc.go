@@ -1,0 +1,25 @@
+// Package bench carries scenarios out: it boots one lab per implementation,
+// loads one of them at a time as the schedule says, and writes down what the
+// kernel and the clients say about it.
+//
+// What it does: Run boots the labs (direct without a mesh, marrow, and each
+// peer in the place of our ztunnel on both nodes, under the same control plane
+// and node agent), checks that traffic takes the way it should, sees which
+// cipher suite is really negotiated, runs block after block, and takes the labs
+// down. A block is: calibrate, connect, warm up, come to rest, look, load, come
+// to rest, look again. System calls, context switches and allocations are
+// counted in a further short phase behind the timed one, in the first rounds
+// only: counting costs time, and counts hardly vary.
+//
+// What it never does: it chooses no order, drops no round and judges nothing
+// (package stats does), and it touches nothing outside its own labs.
+//
+// Invariants: a lab that goes up comes down, also after an interrupt; a block
+// in which an operation failed has no metrics (TestFailedBlockHasNoMetrics); a
+// figure that could not be measured is absent, not zero (TestFill); one tiny
+// scenario runs end to end on a real lab (TestTinyRun).
+//
+// Neighbours: perf/scenario (what), perf/load (the programs in the pods),
+// perf/account (the kernel's view), internal/lab (the labs), marrow/internal/perf
+// (the command that puts all together).
+package bench
