@@ -3,12 +3,12 @@ package h2
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
 )
 
-// Sink is where the bytes of a stream go.
-type Sink interface {
+// Sink is where the bytes of a stream go. It is an alias so that rooms which
+// do not know this one can ask whether something delivers.
+type Sink = interface {
 	TryWrite(p []byte) (int, error) // never waits; short = would block
 	Write(p []byte) (int, error)
 }
@@ -43,7 +43,8 @@ func (d *delivery) broken() bool { return d != nil && d.err != nil }
 //
 // done is called once, when sink is not used any more: with nil after
 // END_STREAM and the last byte, with a *SinkError, or with why the stream was
-// cut, net.ErrClosed if by its owner. It must not wait. Whoever closes the
+// cut: io.EOF if by the peer without an error, net.ErrClosed if by its owner.
+// It must not wait. Whoever closes the
 // stream while sink.Write waits must unblock it too.
 func (s *Stream) Deliver(sink Sink, done func(error)) {
 	s.c.mu.Lock()
@@ -129,9 +130,7 @@ func (s *Stream) settle() (func(error), error) {
 		return nil, nil
 	case s.remoteEnd:
 	case s.cause != nil:
-		if err = s.readCause(); errors.Is(err, io.EOF) {
-			err = nil
-		}
+		err = s.readCause()
 	default:
 		return nil, nil
 	}

@@ -227,7 +227,7 @@ func TestDeliverEnds(t *testing.T) {
 			_ = w.fr.WriteRSTStream(1, http2.ErrCodeCancel)
 			synctest.Wait()
 			sink.set(-1, nil)
-		}, nil, "ab"},
+		}, io.EOF, "ab"},
 		"connection ends behind data that waits": {1, func(c *Conn, w *wire, _ *Stream, sink *testSink) {
 			_ = w.fr.WriteData(1, false, []byte("ab"))
 			synctest.Wait()

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/marrowmesh/marrow/internal/burst"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -150,16 +152,16 @@ func TestIdleHoldsNoBuffer(t *testing.T) {
 		_, _ = io.ReadFull(srv, make([]byte, 1))
 		results[i] = result
 	}
-	for end := time.Now().Add(5 * time.Second); buffers.out.Load() != 0; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(5 * time.Second); burst.Out() != 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%d idle relays hold %d buffers", len(results), buffers.out.Load())
+			t.Fatalf("%d idle relays hold %d buffers", len(results), burst.Out())
 		}
 	}
 	cancel()
 	for _, r := range results {
 		<-r
 	}
-	if n := buffers.out.Load(); n != 0 {
+	if n := burst.Out(); n != 0 {
 		t.Errorf("%d buffers lost", n)
 	}
 }

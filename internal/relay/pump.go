@@ -1,0 +1,153 @@
+package relay
+
+import (
+	"errors"
+	"io"
+	"net"
+	"syscall"
+
+	"github.com/marrowmesh/marrow/internal/burst"
+)
+
+// headroom is how many bytes of a slab a stream wants in front of the data.
+const headroom = 9
+
+// slabWriter is a stream that frames in place.
+type slabWriter interface {
+	// WriteSlab sends b[headroom:]; it may change b and one byte behind its end.
+	WriteSlab(b []byte) (sent int, err error)
+}
+
+// deliverer is a stream whose bytes come from its connection's reading
+// goroutine. done is called once, after the last byte or with what broke.
+type deliverer interface {
+	Deliver(s Sink, done func(error))
+}
+
+// Sink takes the bytes of a stream.
+type Sink = interface {
+	TryWrite(p []byte) (int, error) // never waits; short means that it would
+	Write(p []byte) (int, error)
+}
+
+// tcpSocket is what the kernel's file operations work on.
+type tcpSocket interface {
+	net.Conn
+	syscall.Conn
+}
+
+// socket unwraps nothing: a type around a socket may give other bytes.
+func socket(end Duplex) (tcpSocket, bool) {
+	switch c := end.(type) {
+	case *net.TCPConn:
+		return c, true
+	case *net.UnixConn:
+		return c, true
+	}
+	return nil, false
+}
+
+func (d *direction) pumpSocket(src tcpSocket) error {
+	if dst, ok := d.dst.(slabWriter); ok {
+		return burst.Feed(src, func(s *burst.Slab, n int) (int, error) {
+			sent, err := dst.WriteSlab(s.B[burst.Head-headroom : burst.Head+n])
+			if sent > 0 {
+				d.count(sent)
+			}
+			if err != nil {
+				return sent, &writeError{err}
+			}
+			return n, nil
+		})
+	}
+	if dst, ok := socket(d.dst); ok {
+		return d.pumpSockets(src, dst)
+	}
+	return burst.Feed(src, func(s *burst.Slab, n int) (int, error) { return d.write(s.B[burst.Head : burst.Head+n]) })
+}
+
+// copySize is one read of an end of which nothing is known.
+const copySize = 64<<10 - burst.Head - burst.Tail
+
+// copy is for ends that are neither sockets nor streams.
+func (d *direction) copy() error {
+	s := burst.Get(copySize)
+	defer s.Free()
+	for {
+		n, err := d.src.Read(s.B)
+		if n > 0 {
+			if _, err := d.write(s.B[:n]); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (d *direction) deliverable() bool {
+	if _, ok := d.src.(deliverer); !ok {
+		return false
+	}
+	_, ok := socket(d.dst)
+	return ok
+}
+
+// deliver lets the stream's connection write to the socket. It returns at once.
+func (d *direction) deliver() {
+	dst, _ := socket(d.dst)
+	w, err := burst.NewWriter(dst)
+	d.relay.others.Add(1)
+	if err != nil {
+		d.relay.others.Go(func() { d.finish(&writeError{err}) })
+		d.relay.others.Done()
+		return
+	}
+	out := &outlet{w: w, d: d}
+	d.src.(deliverer).Deliver(out, out.done)
+}
+
+// outlet is a socket as the sink of a stream.
+type outlet struct {
+	w *burst.Writer
+	d *direction
+	// err is why the socket takes nothing any more.
+	err error
+}
+
+// TryWrite implements Sink.
+func (o *outlet) TryWrite(p []byte) (int, error) { return o.wrote(o.w.TryWrite(p)) }
+
+// Write implements Sink.
+func (o *outlet) Write(p []byte) (int, error) { return o.wrote(o.w.Write(p)) }
+
+func (o *outlet) wrote(n int, err error) (int, error) {
+	if n > 0 {
+		o.d.count(n)
+	}
+	if err != nil {
+		o.err = err
+	}
+	return n, err
+}
+
+// done runs on the goroutine that reads the stream's connection, which must
+// not wait: ends other than in order are passed on beside it.
+func (o *outlet) done(err error) {
+	switch {
+	case o.err != nil:
+		err = &writeError{o.err}
+	case errors.Is(err, io.EOF):
+		o.d.truncated, err = true, nil
+	}
+	if e, ok := o.d.src.(interface{ Aborted() bool }); err == nil && !o.d.truncated && ok && !e.Aborted() {
+		o.d.finish(nil)
+	} else {
+		o.d.relay.others.Go(func() { o.d.finish(err) })
+	}
+	o.d.relay.others.Done()
+}

@@ -1,0 +1,330 @@
+package relay
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/marrowmesh/marrow/internal/burst"
+)
+
+const (
+	// bulky is how many bytes must have come in large reads before the kernel
+	// is asked to move them: for small messages read and write are as fast and
+	// need no pipe.
+	bulky = 128 << 10
+	// large is the smallest read that counts as bulk.
+	large = 16 << 10
+	// calm is how many small pieces in a row end the use of splice.
+	calm = 32
+)
+
+// errBulk stops a Feed whose bytes are better spliced.
+var errBulk = errors.New("bulk")
+
+// pumpSockets reads and writes until the connection has proven bulky, then
+// lets the kernel move the bytes, as long as they come in large pieces.
+func (d *direction) pumpSockets(src, dst tcpSocket) error {
+	refused := false
+	bulk := 0
+	take := func(s *burst.Slab, n int) (int, error) {
+		done, err := d.write(s.B[burst.Head : burst.Head+n])
+		if err != nil {
+			return done, err
+		}
+		if bulk += n; n < large {
+			bulk = 0
+		}
+		if bulk >= bulky && !refused {
+			return n, errBulk
+		}
+		return n, nil
+	}
+	for {
+		if err := burst.Feed(src, take); !errors.Is(err, errBulk) {
+			return err
+		}
+		bulk = 0
+		s, err := newSplicer(src, dst, d.count)
+		if err != nil {
+			return err
+		}
+		switch ended, err := s.run(); {
+		case err != nil:
+			return err
+		case ended:
+			return nil
+		}
+		refused = s.refused
+	}
+}
+
+// splicer moves bytes between two sockets inside the kernel. It holds a pipe
+// only while there are bytes to move.
+type splicer struct {
+	src, dst syscall.RawConn
+	count    func(int)
+	move     func(from, to, n int) (int, error)
+
+	pipe    *pipe
+	in      int // bytes in the pipe
+	small   int // small pieces in a row
+	ended   bool
+	refused bool // the kernel does not splice these sockets
+	err     error
+	drain   func(fd uintptr) bool
+}
+
+func newSplicer(src, dst syscall.Conn, count func(int)) (*splicer, error) {
+	s := &splicer{count: count, move: splice}
+	var err error
+	if s.src, err = src.SyscallConn(); err != nil {
+		return nil, err
+	}
+	if s.dst, err = dst.SyscallConn(); err != nil {
+		return nil, &writeError{err}
+	}
+	s.drain = s.onWritable
+	return s, nil
+}
+
+// run ends with src (true), an error, or when splicing is of no more use.
+func (s *splicer) run() (ended bool, err error) {
+	err = s.src.Read(s.onReadable)
+	s.release()
+	if s.err != nil {
+		err = s.err
+	}
+	return s.ended, err
+}
+
+// release gives the pipe back, or closes one that still has bytes in it.
+func (s *splicer) release() {
+	switch {
+	case s.pipe == nil:
+	case s.in > 0:
+		s.pipe.close()
+	default:
+		pipes.put(s.pipe)
+	}
+	s.pipe = nil
+}
+
+// onReadable moves what the socket has; false asks the poller to wait.
+func (s *splicer) onReadable(fd uintptr) bool {
+	for {
+		if s.pipe == nil {
+			if s.pipe, s.err = pipes.get(); s.err != nil {
+				s.refused, s.err = true, nil // out of descriptors: read and write do without
+				return true
+			}
+		}
+		n, err := s.move(int(fd), s.pipe.w, pipeSize)
+		switch {
+		case err == syscall.EAGAIN: //nolint:errorlint // straight from the kernel
+			s.release()
+			return false
+		case err == syscall.EINVAL, err == syscall.ENOSYS: //nolint:errorlint // straight from the kernel
+			s.refused = true
+			return true
+		case err != nil:
+			s.err = os.NewSyscallError("splice", err)
+			return true
+		case n == 0:
+			s.ended = true
+			return true
+		}
+		s.in = n
+		if s.err = s.empty(); s.err != nil {
+			return true
+		}
+		if s.small++; n >= large {
+			s.small = 0
+		}
+		if s.small >= calm || s.refused {
+			return true
+		}
+	}
+}
+
+// empty moves what is in the pipe to the other socket.
+func (s *splicer) empty() error {
+	err := s.dst.Write(s.drain)
+	if s.err != nil {
+		err = s.err
+	}
+	if err == nil && s.in > 0 {
+		err = s.pour()
+	}
+	if err != nil {
+		return &writeError{err}
+	}
+	return nil
+}
+
+func (s *splicer) onWritable(fd uintptr) bool {
+	for s.in > 0 {
+		n, err := s.move(s.pipe.r, int(fd), s.in)
+		switch {
+		case err == syscall.EAGAIN: //nolint:errorlint // straight from the kernel
+			return false
+		case err == syscall.EINVAL, err == syscall.ENOSYS: //nolint:errorlint // straight from the kernel
+			s.refused = true
+			return true
+		case err != nil:
+			s.err = os.NewSyscallError("splice", err)
+			return true
+		}
+		s.in -= n
+		s.count(n)
+	}
+	return true
+}
+
+// pour takes the bytes of a pipe that the other socket does not take from it.
+func (s *splicer) pour() error {
+	slab := burst.Get(s.in)
+	defer slab.Free()
+	for s.in > 0 {
+		n, err := syscall.Read(s.pipe.r, slab.B[:s.in])
+		if err != nil {
+			return os.NewSyscallError("read from pipe", err)
+		}
+		s.in -= n
+		w := rawWriter{p: slab.B[:n]}
+		err = s.dst.Write(w.step)
+		if s.count(n - len(w.p)); err == nil {
+			err = w.err
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rawWriter writes all of p.
+type rawWriter struct {
+	p   []byte
+	err error
+}
+
+func (w *rawWriter) step(fd uintptr) bool {
+	for len(w.p) > 0 {
+		n, err := syscall.Write(int(fd), w.p)
+		switch {
+		case err == syscall.EINTR: //nolint:errorlint // straight from the kernel
+		case err == syscall.EAGAIN: //nolint:errorlint // straight from the kernel
+			return false
+		case err != nil:
+			w.err = os.NewSyscallError("write", err)
+			return true
+		default:
+			w.p = w.p[n:]
+		}
+	}
+	return true
+}
+
+const (
+	spliceMove     = 1 // SPLICE_F_MOVE
+	spliceNonblock = 2 // SPLICE_F_NONBLOCK
+	setPipeSize    = 1031
+	// pipeSize bounds what one direction has under way inside the kernel.
+	pipeSize = 256 << 10
+)
+
+func splice(from, to, n int) (int, error) {
+	for {
+		m, err := syscall.Splice(from, nil, to, nil, n, spliceMove|spliceNonblock)
+		if err == syscall.EINTR { //nolint:errorlint // straight from the kernel
+			continue
+		}
+		return int(m), err
+	}
+}
+
+// pipe is empty whenever it is in nobody's hands.
+type pipe struct {
+	r, w int
+	put  time.Time
+}
+
+func newPipe() (*pipe, error) {
+	var fds [2]int
+	if err := syscall.Pipe2(fds[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK); err != nil {
+		return nil, os.NewSyscallError("pipe2", err)
+	}
+	// Refused, the pipe keeps its size and takes less at a time.
+	_, _, _ = syscall.Syscall(syscall.SYS_FCNTL, uintptr(fds[1]), setPipeSize, pipeSize)
+	return &pipe{r: fds[0], w: fds[1]}, nil
+}
+
+func (p *pipe) close() { _, _ = syscall.Close(p.r), syscall.Close(p.w) }
+
+const (
+	// pipesKept is how many unused pipes wait for the next bytes.
+	pipesKept = 64
+	// pipesFor is how long they wait.
+	pipesFor = 2 * time.Second
+)
+
+// pipeList keeps unused pipes for a short while.
+type pipeList struct {
+	mu    sync.Mutex
+	free  []*pipe // the one put last is at the end
+	timer *time.Timer
+}
+
+// pipes is shared by all relays, so that idle ones hold none.
+//
+//nolint:gochecknoglobals // a free list has no state that anybody can act on
+var pipes pipeList
+
+func (l *pipeList) get() (*pipe, error) {
+	l.mu.Lock()
+	if n := len(l.free); n > 0 {
+		p := l.free[n-1]
+		l.free[n-1] = nil
+		l.free = l.free[:n-1]
+		l.mu.Unlock()
+		return p, nil
+	}
+	l.mu.Unlock()
+	return newPipe()
+}
+
+func (l *pipeList) put(p *pipe) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.free) >= pipesKept {
+		p.close()
+		return
+	}
+	p.put = time.Now()
+	l.free = append(l.free, p)
+	if l.timer == nil {
+		l.timer = time.AfterFunc(pipesFor, l.sweep)
+	}
+}
+
+// sweep closes the pipes that nobody wanted for a while.
+func (l *pipeList) sweep() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	old := time.Now().Add(-pipesFor)
+	n := 0
+	for n < len(l.free) && !l.free[n].put.After(old) {
+		l.free[n].close()
+		n++
+	}
+	l.free = append(l.free[:0], l.free[n:]...)
+	clear(l.free[len(l.free):cap(l.free)])
+	if len(l.free) == 0 {
+		l.timer = nil
+		return
+	}
+	l.timer = time.AfterFunc(pipesFor, l.sweep)
+}
