@@ -142,6 +142,8 @@ func (f *Feeder) space() []byte {
 		f.slab = Get(f.size)
 	} else if room := f.slab.Room(); f.left > 0 && room-f.left < room/2 && f.size > room {
 		f.grow(f.size)
+	} else if f.left == room && room < MaxRead {
+		f.grow(min(4*room, MaxRead)) // an error of on came when it was full
 	}
 	return f.slab.B[Head+f.left : len(f.slab.B)-Tail]
 }

@@ -136,10 +136,14 @@ func (c *Conn) cut() error {
 
 // pass opens what there is of ct and shows it to on.
 func (c *Conn) pass(ct []byte, on func(p []byte) (int, error)) (used int, err error) {
-	for {
+	for first := ct == nil; ; first = false {
+		had := c.in.to - c.in.from
 		n, full := c.ingest(ct[used:])
 		used += n
-		took, err := c.in.show(on)
+		took := 0
+		if first || full || c.in.to-c.in.from > had {
+			took, err = c.in.show(on)
+		}
 		switch {
 		case err == nil:
 			err = c.in.err

@@ -137,9 +137,7 @@ func (p *peer) alertOf(t *testing.T, id uint16, c *Conn) byte {
 
 func random(n int) []byte {
 	p := make([]byte, n)
-	for i := range p {
-		p[i] = byte(rand.Uint32())
-	}
+	_, _ = rand.NewChaCha8([32]byte{byte(n)}).Read(p)
 	return p
 }
 
