@@ -131,14 +131,14 @@ func ratioNumber(v float64) string {
 }
 
 // metricName makes a metric's key readable: "cpu_us_per_rt_proxies" is "CPU per
-// round trip, both proxies". Its unit is left out: it stands beside.
+// round trip, proxies". Its unit is left out: it stands beside.
 func metricName(key string) string {
 	if key == "gb_per_s" {
 		return "throughput"
 	}
 	side := ""
 	for suffix, text := range map[string]string{
-		"_proxies": ", all proxies", "_source": ", source's proxy", "_destination": ", destination's proxy", "_machine": ", whole machine",
+		"_proxies": ", proxies", "_source": ", source", "_destination": ", destination", "_machine": ", machine",
 	} {
 		if k, ok := strings.CutSuffix(key, suffix); ok {
 			key, side = k, text
@@ -180,10 +180,6 @@ func metricWord(w, before string) string {
 		return "connection"
 	case "conns":
 		return "connections"
-	case "syscalls":
-		return "system calls"
-	case "switches":
-		return "context switches"
 	case "allocs":
 		return "allocations"
 	case "bytes":
@@ -240,8 +236,18 @@ func rowName(r result.Row, u unit) string {
 	return name
 }
 
-// valueText is a value of a row; of a difference to direct it says how much is
-// added.
+// addedText is a value for a narrow table: of a difference to direct, only what
+// is added.
+func addedText(r result.Row, u unit, impl string) string {
+	full := valueText(r, u, impl)
+	if _, added, ok := strings.Cut(full, "("); ok {
+		return strings.TrimSuffix(added, ")")
+	}
+	return full
+}
+
+// valueText is a value of a row; of a difference to direct it also says how much
+// is added.
 func valueText(r result.Row, u unit, impl string) string {
 	v, ok := r.Values[impl]
 	if !ok {

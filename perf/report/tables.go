@@ -12,7 +12,8 @@ import (
 )
 
 // Tables prints a table per scenario, then what was dropped, the machine, and a
-// summary of the goals. Counters stand below the timings of their scenario.
+// summary of the goals. Counters stand below the timings of their scenario. A
+// value with a sign is what is added to direct's.
 func Tables(w io.Writer, f result.File) {
 	b := bufio.NewWriter(w)
 	for _, s := range grouping(f.Rows) {
@@ -107,7 +108,7 @@ func rowLines(r result.Row, impls, peers []string) [][]string {
 	u := rowUnit(r)
 	line := []string{rowName(r, u)}
 	for _, impl := range impls {
-		line = append(line, valueText(r, u, impl))
+		line = append(line, addedText(r, u, impl))
 	}
 	var out [][]string
 	for _, p := range peers {
@@ -255,10 +256,11 @@ func summary(f result.File) (lines []goalLine, lost []string) {
 				}
 				lost = append(lost, text)
 			}
-			if v.Standing == "" || r.Goal == "" {
+			i, known := at[[2]string{r.Goal, p}]
+			if v.Standing == "" || !known {
 				continue
 			}
-			l := &lines[at[[2]string{r.Goal, p}]]
+			l := &lines[i]
 			l.Rows++
 			switch v.Standing {
 			case stats.Ahead:

@@ -25,19 +25,21 @@ const (
 )
 
 // GeoMean is the geometric mean; of values that are not all above zero it is
-// the arithmetic one, of none it is NaN.
+// the arithmetic one, of none it is NaN. It never leaves the range of xs, so
+// that a count which is the same each time comes out as it is.
 func GeoMean(xs []float64) float64 {
-	sum := 0.0
-	for _, x := range xs {
-		if x <= 0 {
-			return mean(xs)
-		}
-		sum += math.Log(x)
-	}
 	if len(xs) == 0 {
 		return math.NaN()
 	}
-	return math.Exp(sum / float64(len(xs)))
+	lo, hi := slices.Min(xs), slices.Max(xs)
+	if lo <= 0 {
+		return min(max(mean(xs), lo), hi)
+	}
+	sum := 0.0
+	for _, x := range xs {
+		sum += math.Log(x)
+	}
+	return min(max(math.Exp(sum/float64(len(xs))), lo), hi)
 }
 
 // Mean gives the typical value of xs and its 95 % interval: a geometric mean

@@ -225,6 +225,11 @@ func TestRatioThatDoesNotExist(t *testing.T) {
 }
 
 func TestMean(t *testing.T) {
+	for _, v := range []float64{12, 0.1, 1e300, 0} {
+		if got := GeoMean([]float64{v, v, v, v, v}); got != v {
+			t.Errorf("the mean of %v is %v", v, got)
+		}
+	}
 	r := Mean([]float64{1, 100, 10, 1, 100, 10}, 1)
 	if math.Abs(r.Point-10) > 1e-9 || r.Low >= 10 || r.High <= 10 {
 		t.Errorf("%+v, want the geometric mean 10 inside", r)

@@ -1,9 +1,6 @@
 package plot
 
-import (
-	"math"
-	"strconv"
-)
+import "strconv"
 
 // Bar is one value with its interval.
 type Bar struct {
@@ -17,16 +14,16 @@ func Bars(t Text, bars []Bar) Figure {
 	const thick, pitch = 22.0, 36.0
 	head, foot := 80.0, 50.0
 	h := head + pitch*float64(max(len(bars), 1)) + foot
-	names, says, most := 60.0, 60.0, 0.0
+	names, says, top := 60.0, 60.0, 0.0
 	for _, b := range bars {
 		names, says = max(names, wide(b.Name)+28), max(says, wide(b.Say)+20)
-		for _, v := range []float64{b.Value, b.High} {
+		for _, v := range []float64{b.Value, b.Low, b.High} {
 			if finiteAll(v) {
-				most = max(most, v)
+				top = max(top, v)
 			}
 		}
 	}
-	x, ticks := linear(0, most, 6)
+	x, ticks := linear(0, top, 6)
 	x.from, x.to = names, width-right-says
 	c := &canvas{}
 	c.heading(t, width, h)
@@ -70,7 +67,7 @@ func Standings(t Text, rows []Standing) Figure {
 	for _, r := range rows {
 		groups, names, says = max(groups, wide(r.Group)+14), max(names, wide(r.Name)+16), max(says, wide(r.Say)+14)
 		for _, v := range []float64{r.Point, r.Low, r.High, r.Ship, r.Ahead} {
-			if v > 0 && finiteAll(v) {
+			if v >= least && finiteAll(v) {
 				lo, hi = min(lo, v), max(hi, v)
 			}
 		}
@@ -98,8 +95,12 @@ func Standings(t Text, rows []Standing) Figure {
 			}
 		}
 		c.text("", "start", 16+groups, y+4, r.Name)
-		c.bound("ship", x.at(r.Ship), y, 7)
-		c.bound("ahead", x.at(r.Ahead), y, 7)
+		if r.Ship >= lo && r.Ship <= hi {
+			c.bound("ship", x.at(r.Ship), y, 7)
+		}
+		if r.Ahead >= lo && r.Ahead <= hi {
+			c.bound("ahead", x.at(r.Ahead), y, 7)
+		}
 		low, high := min(max(r.Low, lo), hi), min(max(r.High, lo), hi)
 		c.path("line "+stroke(r.Colour), "", []point{{x.at(low), y}, {x.at(high), y}})
 		c.mark(fill(r.Colour), tone(r.Colour), x.at(min(max(r.Point, lo), hi)), y, radius)
@@ -119,7 +120,5 @@ func (c *canvas) bounds(x float64) {
 
 // bound draws a goal: a short upright line.
 func (c *canvas) bound(class string, x, y, r float64) {
-	if !math.IsNaN(x) {
-		c.line(class, x, y-r, x, y+r)
-	}
+	c.line(class, x, y-r, x, y+r)
 }

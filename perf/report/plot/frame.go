@@ -19,8 +19,8 @@ type Label struct {
 }
 
 const (
-	width  = 720.0
-	height = 400.0
+	width  = 620.0
+	height = 380.0
 	left   = 76.0  // of the plot area: room for numbers and the axis label
 	right  = 24.0  // free at the right
 	top    = 112.0 // title, two lines, legend

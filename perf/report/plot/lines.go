@@ -22,19 +22,18 @@ type Curve struct {
 // Percentiles draws latency over percentile. Both axes are logarithmic: the
 // horizontal one counts nines, so that the tail has as much room as the middle.
 func Percentiles(t Text, curves []Curve) Figure {
-	lo, hi, most := math.Inf(1), math.Inf(-1), 10.0
+	lo, hi, count := math.Inf(1), math.Inf(-1), 10.0
 	for _, k := range curves {
-		most = max(most, k.Count)
+		if finiteAll(k.Count) {
+			count = max(count, k.Count)
+		}
 		for _, q := range k.Points {
-			if q.Micros > 0 && finiteAll(q.Micros) {
+			if q.Micros >= least && finiteAll(q.Micros) {
 				lo, hi = min(lo, q.Micros), max(hi, q.Micros)
 			}
 		}
 	}
-	end := min(math.Log10(most), 6)
-	if !finiteAll(end) {
-		end = 1
-	}
+	end := min(math.Log10(count), 6)
 	y, yticks := logarithmic(lo, hi, duration)
 	var xticks []tick
 	for _, p := range []struct {

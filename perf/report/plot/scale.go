@@ -23,6 +23,11 @@ func (s scale) at(v float64) float64 {
 	return s.from + (v-lo)/(hi-lo)*(s.to-s.from)
 }
 
+const (
+	most  = 1e15  // the greatest size that is drawn
+	least = 1e-12 // the least, on a logarithmic axis
+)
+
 // tick is one mark of an axis.
 type tick struct {
 	v     float64
@@ -36,8 +41,10 @@ func linear(lo, hi float64, n int) (scale, []tick) {
 		lo, hi = 0, 1
 	}
 	if hi == lo {
-		hi += max(math.Abs(lo)*0.1, 1e-9)
-		lo -= max(math.Abs(lo)*0.1, 0)
+		lo, hi = lo-math.Abs(lo)*0.1, hi+max(math.Abs(lo)*0.1, 1e-9)
+	}
+	if hi-lo < 1e-9*max(math.Abs(lo), math.Abs(hi)) { // a difference of rounding
+		lo, hi = lo-1e-9*math.Abs(lo), hi+1e-9*math.Abs(hi)
 	}
 	step := round125((hi - lo) / float64(n))
 	first, last := math.Floor(lo/step+1e-9), math.Ceil(hi/step-1e-9)
@@ -52,7 +59,7 @@ func linear(lo, hi float64, n int) (scale, []tick) {
 // logarithmic makes a scale over [lo, hi], both above zero, with ticks at 1, 2
 // and 5 of each decade, or only at 1 where there are many decades.
 func logarithmic(lo, hi float64, label func(float64) string) (scale, []tick) {
-	if !finiteAll(lo, hi) || lo <= 0 || hi < lo {
+	if !finiteAll(lo, hi) || lo < least || hi < lo {
 		lo, hi = 1, 10
 	}
 	steps := []float64{1, 2, 5}
@@ -100,9 +107,11 @@ func above(v float64, steps []float64) float64 {
 // round125 is the next of 1, 2, 5 times a power of ten.
 func round125(v float64) float64 { return above(v, []float64{1, 2, 5}) }
 
+// finiteAll says whether all values can be drawn: beyond these bounds a step of
+// an axis would be lost in rounding.
 func finiteAll(vs ...float64) bool {
 	for _, v := range vs {
-		if math.IsNaN(v) || math.IsInf(v, 0) {
+		if math.IsNaN(v) || math.Abs(v) > most {
 			return false
 		}
 	}
