@@ -73,6 +73,17 @@ func (q *queue) take() part {
 	return p
 }
 
+// unread puts back what take has just taken.
+func (q *queue) unread(p part) {
+	q.size += p.w - p.r
+	if q.first > 0 {
+		q.first--
+		q.parts[q.first] = p
+		return
+	}
+	q.parts = append([]part{p}, q.parts...)
+}
+
 func (q *queue) pop() part {
 	p := q.parts[q.first]
 	q.parts[q.first] = part{}

@@ -31,6 +31,7 @@ const (
 	maxTurn          = 256 << 10   // our own frames, when one stream alone has something to send
 	sharedTurn       = 64 << 10    // and when several have: what one sends before the next one's turn
 	smallWrite       = 16 << 10    // what is copied behind somebody's write instead of waiting for it
+	crumbPiece       = 2 << 10     // pieces that are collected when several come at once
 	crumbSize        = 256         // a window that lets us send less than this is not worth the frame
 	maxControlFrame  = 128 << 10   // any frame but DATA: two whole header lists
 	maxBlockFrames   = 256         // HEADERS and CONTINUATIONs of one header block

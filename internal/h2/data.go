@@ -46,7 +46,7 @@ func (c *Conn) dataPiece(p []byte) int {
 		d.s = nil
 	}
 	if n > 0 || end {
-		c.deliver(s, p[:n], end)
+		c.deliver(s, p[:n], end, len(p) > n+skip)
 	}
 	return n + skip
 }
@@ -85,31 +85,45 @@ func (c *Conn) beginData(fh http2.FrameHeader, payload int) (*Stream, error) {
 }
 
 // deliver hands a piece of DATA on: to the stream's sink if that takes it
-// now, else to its queue.
-func (c *Conn) deliver(s *Stream, piece []byte, end bool) {
+// now, else to its queue. more says that this feed goes on behind it: what is
+// small then waits for the rest, so that a peer who cuts its data into crumbs
+// does not have us make a call to the system for each.
+func (c *Conn) deliver(s *Stream, piece []byte, end, more bool) {
+	if s != nil && s.late && len(piece) >= crumbPiece {
+		c.offer(s)
+	}
 	c.mu.Lock()
 	c.stats.DataIn += uint64(len(piece))
-	taken, direct := 0, 0
-	switch {
-	case s == nil || s.closed || s.cause != nil || s.to.broken():
+	if s == nil || s.cause != nil || s.unwanted() {
 		c.credit(len(piece), 0) // thrown away
-		taken = len(piece)
-	case s.to != nil && !s.to.busy && s.in.size == 0 && len(piece) > 0:
-		direct = s.direct(piece)
-		taken = direct
-	}
-	if s == nil {
 		c.mu.Unlock()
 		return
 	}
-	if taken < len(piece) {
-		s.in.push(piece[taken:])
-		c.stats.Queued += uint64(len(piece) - taken)
-		c.credit(len(piece)-taken, len(piece)-taken)
-		s.wake.Broadcast()
-		s.drainLater()
+	taken := 0
+	again := s.fed == c.in.round
+	s.fed = c.in.round
+	if s.to != nil && !s.to.busy && s.in.size == 0 && len(piece) > 0 {
+		if again && more && len(piece) < crumbPiece {
+			s.late = true
+			c.in.late = append(c.in.late, s)
+		} else {
+			taken = s.try(piece)
+			if s.unwanted() {
+				taken = len(piece)
+			}
+			c.credit(taken, 0)
+		}
 	}
-	s.give(direct)
+	if rest := piece[taken:]; len(rest) > 0 {
+		s.in.push(rest)
+		c.credit(len(rest), len(rest))
+		if !s.late {
+			c.stats.Queued += uint64(len(rest))
+			s.wake.Broadcast()
+			s.drainLater()
+		}
+	}
+	s.give(taken)
 	if end && s.cause == nil {
 		s.endRemote()
 	}

@@ -58,24 +58,53 @@ func (s *Stream) Deliver(sink Sink, done func(error)) {
 	s.settleLater()
 }
 
-// direct offers piece to the sink without the lock; it returns how much is
-// not to be queued. What is left over keeps the sink busy: a drainer follows.
-func (s *Stream) direct(piece []byte) int {
+// try offers piece to the sink, without the lock, and returns how much it
+// took.
+func (s *Stream) try(piece []byte) int {
 	c, d := s.c, s.to
 	d.busy = true
 	c.mu.Unlock()
 	n, err := d.sink.TryWrite(piece)
 	c.mu.Lock()
 	d.busy = false
-	n = max(0, min(n, len(piece)))
 	if err != nil {
 		d.err = &SinkError{Err: err}
 	}
-	if d.broken() || s.closed {
-		n = len(piece) // nobody wants the rest
+	return max(0, min(n, len(piece)))
+}
+
+// unwanted reports that nobody will take what arrives.
+func (s *Stream) unwanted() bool { return s.closed || s.to.broken() }
+
+// offer gives a stream's late crumbs to its sink; the reading goroutine calls
+// it at the end of a feed at the latest. What the sink does not take is left
+// to a drainer.
+func (c *Conn) offer(s *Stream) {
+	c.mu.Lock()
+	s.late = false
+	taken := 0
+	for !s.to.busy && s.in.size > 0 && !s.unwanted() {
+		p := s.in.take()
+		n := s.try(p.bytes())
+		if p.r += n; p.r < p.w && !s.unwanted() {
+			s.in.unread(p)
+			taken += n
+			break
+		}
+		taken += n + p.w - p.r
+		p.slab.Free()
 	}
-	c.credit(n, 0)
-	return n
+	if s.to.broken() {
+		taken += s.in.drop()
+	}
+	s.consumed(taken)
+	c.stats.Queued += uint64(s.in.size)
+	s.drainLater()
+	done, err := s.settle()
+	c.mu.Unlock()
+	if done != nil {
+		done(err)
+	}
 }
 
 // drainLater starts a drainer if there is something for it.

@@ -49,6 +49,8 @@ type input struct {
 	part  dataFrame
 	skip  int // bytes to be thrown away
 	phase phase
+	round uint64    // number of this feed
+	late  []*Stream // have crumbs queued for its end
 	feeds atomic.Uint64
 }
 
@@ -92,15 +94,22 @@ func (in *input) between() bool {
 
 // feed takes what arrived next. It is done with all of p unless it fails.
 func (c *Conn) feed(p []byte) (done int, err error) {
-	c.in.feeds.Add(1)
-	for done < len(p) {
-		n, err := c.step(p[done:])
-		if err != nil {
-			return done, err
-		}
+	c.in.round = c.in.feeds.Add(1)
+	for done < len(p) && err == nil {
+		n := 0
+		n, err = c.step(p[done:])
 		done += n
 	}
-	return done, nil
+	for i, s := range c.in.late {
+		c.in.late[i] = nil
+		if s.late {
+			c.offer(s)
+		}
+	}
+	if c.in.late = c.in.late[:0]; cap(c.in.late) > 64 {
+		c.in.late = nil
+	}
+	return done, err
 }
 
 func (c *Conn) step(p []byte) (int, error) {

@@ -28,8 +28,12 @@ func frames(write func(fr *http2.Framer, headers func(kv ...string) []byte)) []b
 	return out.Bytes()
 }
 
-func seeds(f *testing.F) {
-	f.Helper()
+// seedTo is where seeds go.
+type seedTo func(b []byte)
+
+func (f seedTo) Add(args ...any) { f(args[0].([]byte)) }
+
+func seeds(f interface{ Add(args ...any) }) {
 	f.Add(frames(func(fr *http2.Framer, h func(...string) []byte) {
 		_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, BlockFragment: h(":method", "CONNECT", ":authority", "a:1")})
 		_ = fr.WriteDataPadded(1, false, []byte("hello"), make([]byte, 3))
@@ -52,9 +56,9 @@ func seeds(f *testing.F) {
 	}))
 }
 
-// feed gives input to a connection and waits for its end: it must end, and
+// through gives input to a connection and waits for its end: it must end, and
 // its windows must be whole.
-func feed(t *testing.T, start func(nc net.Conn) *Conn, input []byte) {
+func through(t *testing.T, start func(nc net.Conn) *Conn, input []byte) {
 	t.Helper()
 	a, b := net.Pipe()
 	c := start(a)
@@ -74,22 +78,22 @@ func feed(t *testing.T, start func(nc net.Conn) *Conn, input []byte) {
 	if c.Err() == nil || c.Streams() != 0 {
 		t.Errorf("ended with error %v and %d streams", c.Err(), c.Streams())
 	}
-	if c.recv.left < 0 || c.recv.left+c.recv.unsaid > c.recv.size {
-		t.Errorf("window: left %d, unsaid %d, size %d", c.recv.left, c.recv.unsaid, c.recv.size)
+	if w := c.recv; w.left < 0 || w.left+w.unsaid+w.held > w.size || w.queued != 0 {
+		t.Errorf("window: left %d, unsaid %d, held %d, size %d, queued %d", w.left, w.unsaid, w.held, w.size, w.queued)
 	}
 }
 
 func FuzzServer(f *testing.F) {
 	seeds(f)
 	f.Fuzz(func(t *testing.T, input []byte) {
-		feed(t, func(nc net.Conn) *Conn { return NewServer(nc, Config{}, okHandler) }, append([]byte(http2.ClientPreface), input...))
+		through(t, func(nc net.Conn) *Conn { return NewServer(nc, Config{}, okHandler) }, append([]byte(http2.ClientPreface), input...))
 	})
 }
 
 func FuzzClient(f *testing.F) {
 	seeds(f)
 	f.Fuzz(func(t *testing.T, input []byte) {
-		feed(t, func(nc net.Conn) *Conn {
+		through(t, func(nc net.Conn) *Conn {
 			c := NewClient(nc, Config{})
 			s, err := c.Open(t.Context(), []Field{{":method", "CONNECT"}, {":authority", "a:1"}}, false)
 			if err == nil {

@@ -7,6 +7,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/marrowmesh/marrow/internal/burst"
 )
 
 // ownedWriter is a connection that seals the bytes where they are: it may
@@ -248,18 +250,30 @@ func (o *outbox) put(nc net.Conn) error {
 		_, err := all.WriteTo(nc)
 		return err
 	}
-	var joined queue
-	for _, b := range o.bufs {
-		joined.size = max(joined.size, len(b)) // the size of the slabs
-		joined.push(b)
+	return joined(nc, o.bufs)
+}
+
+// joined writes bufs in as few calls as the largest slab allows.
+func joined(nc net.Conn, bufs [][]byte) error {
+	size := 0
+	for _, b := range bufs {
+		size += len(b)
 	}
-	for len(joined.parts) > joined.first {
-		p := joined.take()
-		_, err := nc.Write(p.bytes())
-		p.slab.Free()
-		if err != nil {
-			joined.drop()
-			return err
+	slab := burst.Get(min(size, burst.MaxRead))
+	defer slab.Free()
+	room := slab.B[burst.Head : burst.Head+min(size, burst.MaxRead)]
+	n := 0
+	for i := 0; i < len(bufs); {
+		k := copy(room[n:], bufs[i])
+		n += k
+		if bufs[i] = bufs[i][k:]; len(bufs[i]) == 0 {
+			i++
+		}
+		if n == len(room) || i == len(bufs) {
+			if _, err := nc.Write(room[:n]); err != nil {
+				return err
+			}
+			n = 0
 		}
 	}
 	return nil

@@ -28,6 +28,8 @@ type Stream struct {
 	send      int64
 	w         sending
 	to        *delivery // nil: Read and WriteTo
+	fed       uint64    // the last feed that had something for the stream
+	late      bool      // crumbs of this feed are queued for the end of it
 	localEnd  bool      // we sent END_STREAM
 	remoteEnd bool      // the peer did
 	cause     error     // why it was cut: *ResetError or *ConnError; nil if it was not

@@ -34,9 +34,16 @@ func NewServer(cfg Config) *Server {
 // Serve runs one connection, which it owns, until it ended and every handler
 // of it returned. Ends in order, and by ctx, are no error.
 func (s *Server) Serve(ctx context.Context, c net.Conn, h Handler) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	conn := h2.NewServer(c, s.cfg, func(st *h2.Stream, fields []h2.Field) { serveStream(ctx, st, fields, h) })
+	// Handlers learn that ctx ended before their streams are cut, so that they
+	// can tell that end from others.
+	inner, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	conn := h2.NewServer(c, s.cfg, func(st *h2.Stream, fields []h2.Field) { serveStream(inner, st, fields, h) })
+	stop := context.AfterFunc(ctx, func() {
+		cancel(context.Cause(ctx))
+		_ = conn.Close()
+	})
+	defer stop()
 	s.mu.Lock()
 	s.conns[conn] = struct{}{}
 	draining := s.draining
@@ -49,10 +56,8 @@ func (s *Server) Serve(ctx context.Context, c net.Conn, h Handler) error {
 	if draining {
 		conn.Drain()
 	}
-	go func() { // ends with conn, which Serve waits for
-		<-conn.Done()
-		cancel()
-	}()
+	<-conn.Done()
+	cancel(nil)
 	if err := conn.Serve(ctx); err != nil {
 		return fmt.Errorf("tunnel connection from %v: %w", c.RemoteAddr(), err)
 	}
