@@ -35,7 +35,7 @@ demo: build ## a namespace goes from plaintext to the mesh on two nodes, step by
 
 .PHONY: perf
 perf: build ## measure the mesh against no mesh and against peers (PERF_ARGS='--quick --peer istio=/path/to/ztunnel'); report in build/perf
-	@$(BIN)/marrow perf run $(PERF_ARGS) --out $(BUILD)/perf
+	@$(BIN)/marrow perf run --commit $(VERSION) $(PERF_ARGS) --out $(BUILD)/perf
 
 .PHONY: test
 test: build envoy-bin unit lab envoy ## all tests that need no more than this machine: unit, lab, Envoy interop

@@ -82,14 +82,12 @@ func Run(ctx context.Context, cfg Config) (run result.Run, err error) {
 		return run, err
 	}
 	b.cal = account.NewCalibrator()
-	for i, block := range cfg.Blocks {
+	b.clock.began = time.Now()
+	for i, block := range b.cfg.Blocks {
 		if ctx.Err() != nil {
 			return run, context.Cause(ctx)
 		}
 		s := b.scenarios[block.Scenario]
-		if block.Impl == result.Direct && s.NeedsMesh() {
-			continue
-		}
 		b.announce(i, block)
 		sample := b.block(ctx, block, s)
 		b.clock.done(s)
@@ -123,13 +121,16 @@ func newBench(cfg Config) (*bench, error) {
 		}
 		b.impls[i.Name] = i
 	}
+	b.cfg.Blocks = nil
 	for _, block := range cfg.Blocks {
 		s, known := b.scenarios[block.Scenario]
 		if _, ok := b.impls[block.Impl]; !ok || !known {
 			return nil, fmt.Errorf("block %+v names a scenario or an implementation that is not there", block)
 		}
+		// Without a mesh there is nothing to see of its proxies.
 		if block.Impl != result.Direct || !s.NeedsMesh() {
-			b.clock.add(s)
+			b.cfg.Blocks = append(b.cfg.Blocks, block)
+			b.clock.rest += s.Seconds
 		}
 	}
 	b.fleet = newFleet(cfg, b.tell)
@@ -222,17 +223,12 @@ type estimate struct {
 	passed, rest float64 // seconds, as the table has them
 }
 
-func (e *estimate) add(s scenario.Scenario) { e.rest += s.Seconds }
-
 func (e *estimate) done(s scenario.Scenario) {
 	e.passed += s.Seconds
 	e.rest -= s.Seconds
 }
 
 func (e *estimate) left(now time.Time) time.Duration {
-	if e.began.IsZero() {
-		e.began = now
-	}
 	factor := 1.0
 	if e.passed > 10 {
 		factor = now.Sub(e.began).Seconds() / e.passed
@@ -252,6 +248,18 @@ func (b *bench) block(ctx context.Context, block result.Block, s scenario.Scenar
 	sample.Seconds, sample.Noise = m.seconds, m.noise
 	return sample
 }
+
+// calibrate waits until what the last block left behind is done, and times the
+// fixed loop.
+func (b *bench) calibrate(ctx context.Context) (float64, error) {
+	if err := wait(ctx, settle); err != nil {
+		return 0, err
+	}
+	return b.cal.Ratio(), nil
+}
+
+// settle is how long connections that were closed take to be gone.
+const settle = 100 * time.Millisecond
 
 // measured is what a block gave.
 type measured struct {

@@ -50,20 +50,18 @@ func (b *bench) fresh(ctx context.Context, i Impl, s scenario.Scenario) (m measu
 		return m, err
 	}
 	defer func() { err = errors.Join(err, b.fleet.release(ctx, w)) }()
-	// One connection, so that both proxies have done everything once.
-	warm := placed{pod: client(0), spec: load.Spec{Kind: load.Connect, Conns: 1, Targets: []string{w.addr(server(0))}}}
-	ss, err := w.startAll(ctx, []placed{warm})
-	if err != nil {
+	// Some connections, so that both proxies have done everything once.
+	if err := w.touch(ctx, client(0), load.Spec{Kind: load.Connect, Conns: 1, Targets: []string{w.addr(server(0))}}); err != nil {
 		return m, err
 	}
-	if _, err := ss.phase(100 * time.Millisecond); err != nil {
-		return m, errors.Join(err, ss.end())
-	}
-	if err := errors.Join(ss.end(), wait(ctx, s.Wait/4)); err != nil {
+	const rest = time.Second
+	if err := wait(ctx, rest); err != nil {
 		return m, err
 	}
 	m = measured{metrics: map[string]float64{}}
-	m.noise.Calibration = b.cal.Ratio()
+	if m.noise.Calibration, err = b.calibrate(ctx); err != nil {
+		return m, err
+	}
 	table, err := account.ReadTable()
 	if err != nil {
 		return m, err
@@ -146,7 +144,9 @@ func (w *world) burst(ctx context.Context, s scenario.Scenario, spec load.Spec, 
 // beside measures a load alone and beside slow readers.
 func (b *bench) beside(ctx context.Context, w *world, s scenario.Scenario) (m measured, err error) {
 	m = measured{metrics: map[string]float64{}}
-	m.noise.Calibration = b.cal.Ratio()
+	if m.noise.Calibration, err = b.calibrate(ctx); err != nil {
+		return m, err
+	}
 	loads, err := w.loads(s)
 	if err != nil {
 		return m, err

@@ -50,7 +50,10 @@ func (w *world) loads(s scenario.Scenario) ([]placed, error) {
 
 // steady measures a load that does not change.
 func (b *bench) steady(ctx context.Context, w *world, s scenario.Scenario, count bool) (m measured, err error) {
-	ratio := b.cal.Ratio()
+	ratio, err := b.calibrate(ctx)
+	if err != nil {
+		return m, err
+	}
 	loads, err := w.loads(s)
 	if err != nil {
 		return m, err
@@ -62,6 +65,12 @@ func (b *bench) steady(ctx context.Context, w *world, s scenario.Scenario, count
 	defer func() { err = errors.Join(err, ss.end()) }()
 	if _, err := ss.phase(s.Warm); err != nil {
 		return m, fmt.Errorf("warm up: %w", err)
+	}
+	var rest used // of proxies that do nothing, per second
+	if s.How == scenario.Cold {
+		if rest, err = w.atRest(ctx); err != nil {
+			return m, err
+		}
 	}
 	before, err := w.see()
 	if err != nil {
@@ -75,6 +84,7 @@ func (b *bench) steady(ctx context.Context, w *world, s scenario.Scenario, count
 	if err != nil {
 		return m, err
 	}
+	used.subtract(rest, report.Seconds)
 	if w.mesh() && used.proxies().CPU == 0 {
 		return m, errors.New("the proxies used no CPU: the load did not go through them")
 	}
@@ -156,6 +166,28 @@ func (u used) proxies() account.Usage {
 		sum.WriteCalls += p.WriteCalls
 	}
 	return sum
+}
+
+// atRest is what the proxies use without load, for a scenario that pauses most
+// of the time.
+func (w *world) atRest(ctx context.Context) (used, error) {
+	before, err := w.see()
+	if err != nil {
+		return used{}, err
+	}
+	if err := wait(ctx, time.Second); err != nil {
+		return used{}, err
+	}
+	return w.since(before)
+}
+
+// subtract takes the use of a second at rest off, as often as it was at rest.
+func (u *used) subtract(rest used, seconds float64) {
+	for node, r := range rest.usage {
+		have := u.usage[node]
+		have.CPU = max(0, have.CPU-time.Duration(float64(r.CPU)*seconds))
+		u.usage[node] = have
+	}
 }
 
 func (w *world) since(before view) (u used, err error) {

@@ -75,13 +75,25 @@ func (s Scenario) duration() time.Duration {
 	case Steady:
 		return s.Warm + s.Measure + Overhead
 	case Cold:
-		return s.Warm + s.Measure + Overhead + s.Load.Gap
+		return s.Warm + s.Measure + Overhead + s.Load.Gap + time.Second
 	case Beside:
 		return s.Warm + 2*s.Measure + 2*Overhead
 	case Held, Burst:
 		return boot + s.Warm + s.Measure + s.Wait + 2*time.Second
 	}
 	return s.Measure
+}
+
+// Resize sets the length of the measured part, and of the warm-up in
+// proportion. Memory scenarios and cold tunnels keep their times: those are
+// waits, not loads.
+func (s *Scenario) Resize(measured time.Duration) {
+	if s.How != Steady && s.How != Beside {
+		return
+	}
+	s.Warm = time.Duration(float64(s.Warm) * float64(measured) / float64(s.Measure))
+	s.Measure = measured
+	s.Seconds = s.duration().Seconds()
 }
 
 // All is the whole table.
@@ -109,10 +121,7 @@ func Quick() []Scenario {
 		if !s.Quick {
 			continue
 		}
-		if s.How == Steady || s.How == Beside {
-			s.Warm, s.Measure = s.Warm/2, s.Measure/2
-		}
-		s.Seconds = s.duration().Seconds()
+		s.Resize(s.Measure / 2)
 		out = append(out, s)
 	}
 	return out

@@ -40,6 +40,7 @@ of work costs. --quick ends within five minutes, the full set within forty.
 	f.BoolVar(&p.cfg.Quick, "quick", false, "the set that ends within five minutes")
 	f.StringVar(&p.cfg.Scenario, "scenario", "", "only scenarios whose names match, e.g. 'bulk-*,rt-100-1'")
 	f.IntVar(&p.cfg.Rounds, "rounds", 0, "rounds of each scenario; 0: as the set has it")
+	f.DurationVar(&p.cfg.Block, "block", 0, "length of the measured part of each block; 0: as the set has it")
 	f.StringSliceVar(&p.cfg.Impls, "impl", nil, "only these implementations: direct, marrow, a peer's name")
 	f.StringArrayVar(&p.cfg.Peers, "peer", nil, "NAME=COMMAND of another ztunnel (repeatable)")
 	f.StringArrayVar(&p.cfg.PeerEnv, "peer-ztunnel-config", nil, "NAME=value for the peers' proxies (repeatable)")
@@ -48,6 +49,7 @@ of work costs. --quick ends within five minutes, the full set within forty.
 	f.BoolVar(&p.cfg.JSON, "json", false, "print results.json on standard output in the place of tables")
 	f.BoolVar(&p.cfg.Gate, "gate", false, "end with an error when a counter of marrow is above its bound")
 	f.Uint64Var(&p.cfg.Seed, "seed", 0, "of the blocks' order; 0: a new one each time")
+	f.StringVar(&p.cfg.Commit, "commit", "", "of the programs, for the machine block, where they do not know it themselves")
 	f.BoolVar(&p.cfg.Lab.User, "user-namespace", false, "use a user namespace, also as root")
 	f.BoolVar(&p.list, "list", false, "list the scenarios and end")
 	return c

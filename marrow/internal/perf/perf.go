@@ -1,6 +1,7 @@
 package perf
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,10 +24,11 @@ import (
 // Config is what the command line asks for.
 type Config struct {
 	Quick    bool
-	Scenario string   // patterns, comma-separated; empty = all of the set
-	Rounds   int      // 0 = the set's
-	Impls    []string // empty = direct, marrow and all peers
-	Peers    []string // name=command of a ztunnel
+	Scenario string        // patterns, comma-separated; empty = all of the set
+	Rounds   int           // 0 = the set's
+	Block    time.Duration // of the measured part; 0 = the table's
+	Impls    []string      // empty = direct, marrow and all peers
+	Peers    []string      // name=command of a ztunnel
 	// PeerEnv and MarrowEnv are added to the proxies' environment, NAME=value.
 	PeerEnv, MarrowEnv []string
 	Out                string // directory of the report; empty = none
@@ -35,6 +37,7 @@ type Config struct {
 	Seed               uint64 // of the order; 0 = the time
 	Lab                lab.Options
 	Command            []string // to repeat the run
+	Commit             string   // of the programs, where the linker recorded none
 }
 
 // plan is what will run.
@@ -71,6 +74,14 @@ func (c Config) plan(now time.Time) (plan, error) {
 		var err error
 		if p.scenarios, err = scenario.Match(all, c.Scenario); err != nil {
 			return p, usageError{err}
+		}
+	}
+	if c.Block < 0 {
+		return p, usageError{fmt.Errorf("--block %v: must be positive", c.Block)}
+	}
+	for i := range p.scenarios {
+		if c.Block > 0 {
+			p.scenarios[i].Resize(c.Block)
 		}
 	}
 	impls := []bench.Impl{{Name: result.Direct}, {Name: result.Marrow, Env: c.MarrowEnv}}
@@ -137,6 +148,7 @@ func Run(ctx context.Context, c Config, out, tell io.Writer) error {
 		Tell:   func(p bench.Progress) { progress(tell, began, p) },
 	})
 	run.Machine.Command, run.Machine.Seed = c.Command, p.seed
+	run.Machine.Commit = cmp.Or(run.Machine.Commit, c.Commit)
 	if len(run.Samples) == 0 {
 		return runErr
 	}
