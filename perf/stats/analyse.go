@@ -28,7 +28,7 @@ func analyseRow(t table, run result.Run, s result.Scenario, m result.Metric) (re
 		Ship: m.Ship, Ahead: m.Ahead, Bound: m.Bound,
 		Values: map[string]float64{}, Ratio: map[string]result.Ratio{}, Won: map[string]int{}, Verdict: map[string]string{}, PerRound: map[string][]float64{},
 	}
-	rounds := measured(t, run.Impls, s.Name, m.Name)
+	rounds := measured(t, run.Impls, s.Name, m)
 	row.Rounds = len(rounds)
 	for _, impl := range run.Impls {
 		var vs []float64
@@ -57,12 +57,12 @@ func analyseRow(t table, run result.Run, s result.Scenario, m result.Metric) (re
 // measured are the rounds that count for a metric: those that have it of every
 // implementation that has it at all. So all values of a row are of the same
 // rounds.
-func measured(t table, impls []string, scenario, metric string) []int {
-	rounds := t.rounds(scenario)
+func measured(t table, impls []string, scenario string, m result.Metric) []int {
+	rounds := t.rounds(scenario, m.Counter)
 	has := map[string]bool{}
 	for _, impl := range impls {
 		for _, r := range rounds {
-			if _, ok := value(t, scenario, metric, impl, r); ok {
+			if _, ok := value(t, scenario, m.Name, impl, r); ok {
 				has[impl] = true
 			}
 		}
@@ -71,7 +71,7 @@ func measured(t table, impls []string, scenario, metric string) []int {
 	for _, r := range rounds {
 		all := true
 		for impl := range has {
-			_, ok := value(t, scenario, metric, impl, r)
+			_, ok := value(t, scenario, m.Name, impl, r)
 			all = all && ok
 		}
 		if all && len(has) > 0 {

@@ -146,6 +146,26 @@ func TestNoisyRounds(t *testing.T) {
 	}
 }
 
+// TestCountersStandNoise: the counting phase runs in the first rounds only, and
+// a count is the same on a busy machine.
+func TestCountersStandNoise(t *testing.T) {
+	run := world(8)
+	for i, s := range run.Samples {
+		if s.Round > 3 {
+			delete(run.Samples[i].Metrics, "left")
+		}
+	}
+	at(t, run, result.Marrow, 1).Noise.Steal = 0.5
+	*at(t, run, "peer", 2) = result.Sample{Scenario: "s", Impl: "peer", Round: 2, Failed: "reset"}
+	f := Analyse(run)
+	if left := row(t, f, "left"); left.Rounds != 2 || len(left.PerRound[result.Marrow]) != 2 {
+		t.Errorf("%+v, want rounds 1 and 3", left)
+	}
+	if cpu := row(t, f, "cpu"); cpu.Rounds != 6 {
+		t.Errorf("%+v, want rounds 3 to 8", cpu)
+	}
+}
+
 func TestTooFewRounds(t *testing.T) {
 	f := Analyse(world(MinRounds - 1))
 	if cpu := row(t, f, "cpu"); cpu.Verdict["peer"] != TooFew+", "+Unshown {

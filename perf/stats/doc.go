@@ -15,7 +15,8 @@
 //     second round runs the order of the one before backwards (TestSchedule);
 //   - a round is dropped for all implementations alike when any of its blocks
 //     failed, lost more than MaxSteal to the hypervisor, or was calibrated more
-//     than MaxCalibration off the run's median (TestNoisyRounds);
+//     than MaxCalibration off the run's median (TestNoisyRounds); what was only
+//     counted in a noisy round stands (TestCountersStandNoise);
 //   - the comparison is the geometric mean of the rounds' ratios, its interval a
 //     bootstrap over rounds with the small-sample correction of the quantiles,
 //     or Student's below BootRounds rounds (TestPlantedDifferenceIsFound,

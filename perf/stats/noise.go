@@ -24,7 +24,7 @@ const (
 // Rule is the rule in words.
 func Rule() string {
 	return fmt.Sprintf("a round of a scenario is dropped for every implementation when in any of its blocks the hypervisor took more than %g %% "+
-		"of the machine, or the calibration loop before it was more than %g %% off the run's median, or the block failed", 100*MaxSteal, 100*MaxCalibration)
+		"of the machine, or the calibration loop before it was more than %g %% off the run's median, or the block failed (counts stand noise)", 100*MaxSteal, 100*MaxCalibration)
 }
 
 const unmeasured = "was not measured"
@@ -40,11 +40,14 @@ type table struct {
 	cells   map[cell]map[string]result.Sample
 	never   map[string]map[string]string // scenario -> implementation that failed each time -> last reason
 	dropped map[cell]string
+	// noisy are the dropped rounds in which nothing but the time was disturbed:
+	// what was counted in them stands.
+	noisy map[cell]bool
 }
 
 // arrange sorts the samples into cells and judges each round.
 func arrange(run result.Run) table {
-	t := table{cells: map[cell]map[string]result.Sample{}, dropped: map[cell]string{}}
+	t := table{cells: map[cell]map[string]result.Sample{}, dropped: map[cell]string{}, noisy: map[cell]bool{}}
 	for _, d := range run.Dropped {
 		t.dropped[cell{d.Scenario, d.Round}] = d.Why
 	}
@@ -69,12 +72,13 @@ func arrange(run result.Run) table {
 		if t.dropped[c] != "" {
 			continue
 		}
-		why := faults(samples, run.Impls, t.never[c.scenario], usual)
+		broken, noisy := faults(samples, run.Impls, t.never[c.scenario], usual)
 		if twice[c] != "" {
-			why = append(why, twice[c])
+			broken = append(broken, twice[c])
 		}
-		if len(why) > 0 {
-			t.dropped[c] = strings.Join(why, "; ")
+		if len(broken)+len(noisy) > 0 {
+			t.dropped[c] = strings.Join(append(broken, noisy...), "; ")
+			t.noisy[c] = len(broken) == 0
 		}
 	}
 	return t
@@ -107,9 +111,9 @@ func absent(run result.Run) map[string]map[string]string {
 	return out
 }
 
-// faults says why a round does not count, in the order of impls.
-func faults(samples map[string]result.Sample, impls []string, never map[string]string, usual float64) []string {
-	var why []string
+// faults says why a round does not count, in the order of impls: because it is
+// not whole, or because of noise.
+func faults(samples map[string]result.Sample, impls []string, never map[string]string, usual float64) (broken, noisy []string) {
 	for _, impl := range impls {
 		if _, ok := never[impl]; ok {
 			continue
@@ -117,23 +121,24 @@ func faults(samples map[string]result.Sample, impls []string, never map[string]s
 		s, ok := samples[impl]
 		switch {
 		case !ok:
-			why = append(why, impl+" "+unmeasured)
+			broken = append(broken, impl+" "+unmeasured)
 		case s.Failed != "":
-			why = append(why, impl+" failed: "+s.Failed)
+			broken = append(broken, impl+" failed: "+s.Failed)
 		case s.Noise.Steal > MaxSteal:
-			why = append(why, fmt.Sprintf("%.1f %% stolen from %s", 100*s.Noise.Steal, impl))
+			noisy = append(noisy, fmt.Sprintf("%.1f %% stolen from %s", 100*s.Noise.Steal, impl))
 		case s.Noise.Calibration > 0 && math.Abs(s.Noise.Calibration/usual-1) > MaxCalibration:
-			why = append(why, fmt.Sprintf("calibration %+.1f %% before %s", 100*(s.Noise.Calibration/usual-1), impl))
+			noisy = append(noisy, fmt.Sprintf("calibration %+.1f %% before %s", 100*(s.Noise.Calibration/usual-1), impl))
 		}
 	}
-	return why
+	return broken, noisy
 }
 
-// rounds are the rounds of a scenario that count, ascending.
-func (t table) rounds(scenario string) []int {
+// rounds are the rounds of a scenario that count, ascending; for a counter noise
+// does not matter.
+func (t table) rounds(scenario string, counter bool) []int {
 	var out []int
 	for c := range t.cells {
-		if c.scenario == scenario && t.dropped[c] == "" {
+		if c.scenario == scenario && (t.dropped[c] == "" || counter && t.noisy[c]) {
 			out = append(out, c.round)
 		}
 	}
