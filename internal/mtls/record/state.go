@@ -40,6 +40,9 @@ type State struct {
 	Update    bool // we owe the peer a KeyUpdate
 	SentClose bool // close_notify
 	GotClose  bool
+	// Limit is how many records a key may seal; 0 is the limit of the
+	// algorithm. Less is for tests.
+	Limit uint64
 }
 
 // Format keeps secrets and what was said out of whatever prints a State.
@@ -55,8 +58,8 @@ const maxSeq = 1 << 48
 var (
 	// ErrExported is the end of a Conn that lives on elsewhere.
 	ErrExported = errors.New("record: connection was handed over")
-	// ErrBusy refuses an Export while somebody reads or writes.
-	ErrBusy = errors.New("record: connection is in use: end its reader by a read deadline in the past, and let its writers finish")
+	// ErrBusy refuses an Export while somebody reads.
+	ErrBusy = errors.New("record: connection is being read: end its reader by a read deadline in the past")
 )
 
 // Conn is a TLS 1.3 connection after its handshake. One goroutine at a time
@@ -97,7 +100,10 @@ func New(nc net.Conn, st State) (*Conn, error) {
 		}
 	}
 	c.out.limit = rekeyAfter
-	c.in.limit = rekeyAfter
+	if st.Limit > 0 {
+		c.out.limit = min(st.Limit, rekeyAfter)
+	}
+	c.in.limit = c.out.limit
 	c.in.feeder = burst.NewFeeder(nc)
 	c.in.once = c.onOnce
 	c.in.post = post{client: st.Client, skip: st.Post.Skip, tickets: st.Post.Tickets, updates: bucket{left: updatesAtOnce, at: time.Now()}}
@@ -127,20 +133,18 @@ func (c *Conn) restore(st State) {
 }
 
 // Export ends this Conn and gives what another one over the same socket
-// needs. Nothing may be reading or writing. The socket stays open; it is
-// NetConn's, or a duplicate of it.
+// needs. Nobody may be reading; a write that is under way is waited for. The
+// socket stays open; it is NetConn's, or a duplicate of it.
 func (c *Conn) Export() (State, error) {
 	if !c.in.mu.TryLock() {
 		return State{}, ErrBusy
 	}
 	defer c.unlockIn()
-	if !c.out.mu.TryLock() {
-		return State{}, ErrBusy
-	}
+	c.out.mu.Lock()
 	defer c.unlockOut()
 	in, out := &c.in, &c.out
 	st := State{
-		Suite: in.suite.id, Client: in.post.client, Update: out.owed.Load()&oweAnswer != 0,
+		Suite: in.suite.id, Client: in.post.client, Limit: out.limit, Update: out.owed.Load()&oweAnswer != 0,
 		SentClose: errors.Is(out.err, errSentClose), GotClose: errors.Is(in.err, errEnd),
 		Post: Post{Head: append([]byte(nil), in.post.head[:in.post.have]...), Skip: in.post.skip, Tickets: in.post.tickets},
 	}
