@@ -180,11 +180,12 @@ func TestWriteIsDeterministic(t *testing.T) {
 		"plots/bulk-1-up.cpu_s_per_gb_proxies.drift.svg", "plots/bulk-1-up.cpu_s_per_gb_proxies.pairs.svg", "plots/bulk-1-up.gb_per_s.bars.svg", "plots/goals.svg",
 		"plots/idle-10k.user_bytes_per_conn.drift.svg", "plots/idle-10k.user_bytes_per_conn.pairs.svg",
 		"plots/open-100-1000.cpu_us_per_rt_proxies.pairs.svg", "plots/open-100-1000.latency.percentiles.svg", "plots/open-100-1000.rtt_p50_us.drift.svg",
-		"report.html", "results.json", "samples.json",
+		"report.html", "results.json", "samples.json", "tables.md",
 	}
 	if d := cmp.Diff(want, names); d != "" {
 		t.Error(d)
 	}
+	golden(t, "tables.golden.md", []byte(a["tables.md"]))
 	golden(t, "goals.golden.svg", []byte(a["plots/goals.svg"]))
 	golden(t, "drift.golden.svg", []byte(a["plots/bulk-1-up.cpu_s_per_gb_proxies.drift.svg"]))
 }
@@ -286,7 +287,9 @@ func TestPageEscapes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(string(html), "<script") {
+	var text bytes.Buffer
+	Markdown(&text, stats.Analyse(run))
+	if strings.Contains(string(html), "<script") || strings.Contains(text.String(), "<script") {
 		t.Error("text became markup")
 	}
 	for _, d := range figures {

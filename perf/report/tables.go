@@ -59,10 +59,15 @@ func (g group) split() (timings, counters []result.Row) {
 	return timings, counters
 }
 
-// roundsText is "20 rounds", or a range where metrics differ.
+// roundsText is "20 rounds", or a range where metrics differ. Counts, which are
+// taken in some rounds only, matter where nothing else was measured.
 func (g group) roundsText() string {
-	lo, hi := g.rows[0].Rounds, g.rows[0].Rounds
-	for _, r := range g.rows {
+	rows, counters := g.split()
+	if len(rows) == 0 {
+		rows = counters
+	}
+	lo, hi := rows[0].Rounds, rows[0].Rounds
+	for _, r := range rows {
 		lo, hi = min(lo, r.Rounds), max(hi, r.Rounds)
 	}
 	switch {

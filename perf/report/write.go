@@ -1,6 +1,7 @@
 package report
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -15,6 +16,7 @@ const (
 	Results = "results.json" // a result.File: what `perf compare` reads
 	Samples = "samples.json" // the result.Run that all else is computed from
 	Plots   = "plots"        // the figures as SVG files
+	Text    = "tables.md"    // all tables, for a document
 )
 
 // Write leaves the report of a run in dir, which it makes if need be. Figures of
@@ -41,6 +43,11 @@ func Write(dir string, run result.Run, f result.File) error {
 		if err := write(filepath.Join(plots, d.name+".svg"), d.figure.Standalone()); err != nil {
 			return err
 		}
+	}
+	var text bytes.Buffer
+	Markdown(&text, f)
+	if err := write(filepath.Join(dir, Text), text.Bytes()); err != nil {
+		return err
 	}
 	if err := writeJSON(filepath.Join(dir, Results), f); err != nil {
 		return err
