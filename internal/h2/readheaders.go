@@ -81,13 +81,11 @@ func (c *Conn) onRequest(k *block) error {
 	full := len(c.set.open) >= int(c.cfg.MaxStreams)
 	// A handler may outlive its stream: those that were reset count as well.
 	if full || c.set.handlers >= 2*int(c.cfg.MaxStreams) {
-		c.out.reset(k.id, RefusedStream)
-		c.kick()
+		c.refuse(k.id, RefusedStream)
 		return c.guard.refused.spend(now)
 	}
 	if reason := malformed(k); reason != "" {
-		c.out.reset(k.id, ProtocolError)
-		c.kick()
+		c.refuse(k.id, ProtocolError)
 		return c.guard.odd.spend(now)
 	}
 	s := c.newStream(k.id)
@@ -103,6 +101,13 @@ func (c *Conn) onRequest(k *block) error {
 	c.wg.Add(1)
 	go c.serve(s, k.keep())
 	return nil
+}
+
+// refuse resets a stream that was never opened.
+func (c *Conn) refuse(id uint32, code Code) {
+	c.out.reset(id, code)
+	c.set.remember(id)
+	c.kick()
 }
 
 // serve runs the handler of one request.

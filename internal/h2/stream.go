@@ -301,11 +301,16 @@ func (s *Stream) abort(cause error) {
 // resetStream cuts a stream and tells the peer.
 func (c *Conn) resetStream(s *Stream, cause *ResetError) {
 	c.out.reset(s.id, cause.Code)
-	c.set.recent[c.set.recentAt%len(c.set.recent)] = s.id
-	c.set.recentAt++
+	c.set.remember(s.id)
 	s.abort(cause)
 	c.forget(s)
 	c.kick()
+}
+
+// remember notes a stream that we reset.
+func (t *streamSet) remember(id uint32) {
+	t.recent[t.recentAt%len(t.recent)] = id
+	t.recentAt++
 }
 
 // forget takes a finished stream out of the connection.
