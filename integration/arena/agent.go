@@ -9,6 +9,7 @@ import (
 	"net/rpc"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -26,7 +27,7 @@ const (
 )
 
 // Main is for TestMain: besides the tests, this binary is the lab inside its sandbox, the pods' program, and the agents
-// that answer for services (values with methods as net/rpc wants them).
+// that answer for services (values with methods as net/rpc wants them), Watcher among them.
 func Main(m *testing.M, services ...any) int {
 	proc.MaybeInit()
 	sandbox.MaybeInit()
@@ -34,7 +35,7 @@ func Main(m *testing.M, services ...any) int {
 		return cluster.Main(box, os.Args[1:])
 	}
 	if len(os.Args) == 2 && os.Args[1] == agentVerb {
-		return serve(services)
+		return serve(append(services, &Watcher{}))
 	}
 	if len(os.Args) == 2 && os.Args[1] == waitVerb {
 		stop := make(chan os.Signal, 1)
@@ -135,4 +136,35 @@ func Do[R any](tb testing.TB, g *Agent, method string, args any) R {
 		tb.Fatal(err)
 	}
 	return reply
+}
+
+// None is no argument, or no answer.
+type None = struct{}
+
+// Watch is an agent beside a node's proxy.
+func (a *Arena) Watch(tb testing.TB, node string) *Agent {
+	tb.Helper()
+	return a.Agent(tb, Ztunnel(node))
+}
+
+// Look takes the proxy's state.
+func (g *Agent) Look(tb testing.TB) State {
+	tb.Helper()
+	return Do[State](tb, g, "Watcher.Look", None{})
+}
+
+// Settled waits until the proxy holds no more than before; if it does after all this time, it says what.
+func (g *Agent) Settled(tb testing.TB, before State, slack int, limit time.Duration) {
+	tb.Helper()
+	var s State
+	for end := time.Now().Add(limit); time.Now().Before(end); {
+		if s = g.Look(tb); s.Goroutines <= before.Goroutines+slack && s.FDs <= before.FDs+slack {
+			return
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+	profile := Do[string](tb, g, "Watcher.Goroutines", None{})
+	lines := strings.SplitN(profile, "\n", 61)
+	tb.Errorf("left behind by %s: %d goroutines and %d files, at rest %d and %d\n%s", g.target, s.Goroutines, s.FDs, before.Goroutines, before.FDs,
+		strings.Join(lines[:min(60, len(lines))], "\n"))
 }

@@ -21,9 +21,8 @@ type ground struct {
 	attacker, neighbour *arena.Agent
 	watcher             *arena.Agent
 	window              time.Duration
-	calm                State // before any attack, with the neighbour's tunnel open
+	calm                arena.State // before any attack, with the neighbour's tunnel open
 	line                []string
-	quiet, loud         time.Duration // longest p99 of the neighbour
 }
 
 func newGround(t *testing.T) *ground {
@@ -32,7 +31,7 @@ func newGround(t *testing.T) *ground {
 		arena.Pod{Name: "rogue", Node: "node-1"})
 	g := &ground{
 		server: a.IP(t, "server").String(), client: a.IP(t, "client").String(),
-		attacker: a.Agent(t, arena.InPod("rogue")), neighbour: a.Agent(t, arena.InPod("client")), watcher: a.Agent(t, arena.Ztunnel("node-2")),
+		attacker: a.Agent(t, arena.InPod("rogue")), neighbour: a.Agent(t, arena.InPod("client")), watcher: a.Watch(t, "node-2"),
 		window: 60 * time.Millisecond,
 	}
 	if text := os.Getenv("MARROW_HOSTILE_WINDOW"); text != "" {
@@ -43,12 +42,8 @@ func newGround(t *testing.T) *ground {
 	}
 	arena.Do[None](t, a.Agent(t, arena.InPod("server")), "Victim.Serve", None{})
 	g.ask(t, time.Second)
-	g.calm = g.look(t)
+	g.calm = g.watcher.Look(t)
 	return g
-}
-
-func (g *ground) look(t *testing.T) State {
-	return arena.Do[State](t, g.watcher, "Watcher.Look", None{})
 }
 
 // ask lets the neighbour make round trips; every one must succeed.
@@ -98,7 +93,7 @@ func mib(n int64) float64 { return float64(n) / (1 << 20) }
 
 // attack runs one row: two rounds of a window in peace and one under attack.
 func (g *ground) attack(t *testing.T, row attack) {
-	before := g.look(t)
+	before := g.watcher.Look(t)
 	arena.Do[None](t, g.watcher, "Watcher.Begin", None{})
 	total := Outcome{Ends: map[string]int{}}
 	var peace, under []time.Duration
@@ -109,7 +104,7 @@ func (g *ground) attack(t *testing.T, row attack) {
 	}
 	for range 2 {
 		peace = append(peace, g.ask(t, g.window).P99)
-		cpu, start := g.look(t).CPU, time.Now()
+		cpu, start := g.watcher.Look(t).CPU, time.Now()
 		done := make(chan error, 1)
 		var out Outcome
 		go func() {
@@ -123,7 +118,7 @@ func (g *ground) attack(t *testing.T, row attack) {
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
-		busy, lasted = busy+g.look(t).CPU-cpu, lasted+time.Since(start)
+		busy, lasted = busy+g.watcher.Look(t).CPU-cpu, lasted+time.Since(start)
 		for end, n := range out.Ends {
 			total.Ends[end] += n
 		}
@@ -146,7 +141,7 @@ func (g *ground) attack(t *testing.T, row attack) {
 	if grown := peak - before.RSS; grown > row.growth() {
 		t.Errorf("the proxy grew by %.1f MiB, from %.1f; more than %.0f is too much", mib(grown), mib(before.RSS), mib(row.growth()))
 	}
-	g.nothingLeft(t)
+	g.watcher.Settled(t, g.calm, slack, 5*time.Second)
 	calm, loud := slices.Min(peace), slices.Max(under)
 	g.line = append(g.line, fmt.Sprintf("%-46s %9d %8.1f %7.2f %9v %9v %6.1f  %s", row.name, total.Sent, mib(peak), busy.Seconds()/lasted.Seconds(),
 		calm.Round(time.Microsecond), loud.Round(time.Microsecond), float64(loud)/float64(calm), ends(total.Ends)))
@@ -163,21 +158,3 @@ func ends(m map[string]int) string {
 
 // slack is for goroutines and sockets that come and go with the proxy's own life: discovery, the admin page that is asked.
 const slack = 6
-
-// nothingLeft waits until the proxy holds what it held before the first attack.
-func (g *ground) nothingLeft(t *testing.T) {
-	t.Helper()
-	var s State
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if s = g.look(t); s.Goroutines <= g.calm.Goroutines+slack && s.FDs <= g.calm.FDs+slack {
-			return
-		}
-	}
-	t.Errorf("left behind: %d goroutines and %d files, at rest %d and %d\n%s", s.Goroutines, s.FDs, g.calm.Goroutines, g.calm.FDs,
-		firstLines(arena.Do[string](t, g.watcher, "Watcher.Goroutines", None{}), 60))
-}
-
-func firstLines(s string, n int) string {
-	lines := strings.SplitN(s, "\n", n+1)
-	return strings.Join(lines[:min(n, len(lines))], "\n")
-}

@@ -3,19 +3,15 @@
 package hostile_test
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -28,7 +24,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(arena.Main(m, &Victim{}, &Neighbour{}, &Watcher{}, &Attacker{}, &Dozer{}))
+	os.Exit(arena.Main(m, &Victim{}, &Neighbour{}, &Attacker{}, &Dozer{}))
 }
 
 // Ports of the pod server.
@@ -40,7 +36,7 @@ const (
 )
 
 // None is no argument, or no answer.
-type None struct{}
+type None = arena.None
 
 // Victim is the application.
 type Victim struct{}
@@ -140,124 +136,6 @@ func (n *Neighbour) Ask(w Window, out *Rounds) error {
 		slices.Sort(took)
 		out.P50, out.P99, out.Max = took[len(took)/2], took[len(took)*99/100], took[len(took)-1]
 	}
-	return nil
-}
-
-// Watcher looks at the proxy from its own pod.
-type Watcher struct {
-	mu   sync.Mutex
-	stop chan struct{}
-	peak chan int64
-}
-
-// State is what the proxy holds at a moment.
-type State struct {
-	RSS        int64 // bytes
-	CPU        time.Duration
-	FDs        int
-	Goroutines int
-}
-
-func proxyDir() (string, error) {
-	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range dirs {
-		if exe, err := os.Readlink(dir + "/exe"); err == nil && filepath.Base(exe) == "ztunnel" {
-			return dir, nil
-		}
-	}
-	return "", errors.New("no ztunnel runs in this pod")
-}
-
-func rss(dir string) int64 {
-	raw, _ := os.ReadFile(dir + "/status")
-	for line := range strings.Lines(string(raw)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kib, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-			return kib << 10
-		}
-	}
-	return 0
-}
-
-func cpu(dir string) time.Duration {
-	raw, _ := os.ReadFile(dir + "/stat")
-	_, rest, _ := strings.Cut(string(raw), ") ")
-	f := strings.Fields(rest)
-	if len(f) < 13 {
-		return 0
-	}
-	user, _ := strconv.ParseInt(f[11], 10, 64)
-	system, _ := strconv.ParseInt(f[12], 10, 64)
-	return time.Duration(user+system) * (time.Second / 100) // USER_HZ is 100 on every Linux
-}
-
-// Look takes the state.
-func (*Watcher) Look(_ None, out *State) error {
-	dir, err := proxyDir()
-	if err != nil {
-		return err
-	}
-	fds, err := os.ReadDir(dir + "/fd")
-	if err != nil {
-		return err
-	}
-	*out = State{RSS: rss(dir), CPU: cpu(dir), FDs: len(fds)}
-	resp, err := http.Get("http://127.0.0.1:15000/debug/pprof/goroutine?debug=1")
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	line, err := bufio.NewReader(resp.Body).ReadString('\n')
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Sscanf(line, "goroutine profile: total %d", &out.Goroutines)
-	return err
-}
-
-// Goroutines is the profile in words, for a test that failed.
-func (*Watcher) Goroutines(_ None, out *string) error {
-	resp, err := http.Get("http://127.0.0.1:15000/debug/pprof/goroutine?debug=1")
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(resp.Body)
-	*out = string(raw)
-	return err
-}
-
-// Begin watches the memory until Peak is called.
-func (w *Watcher) Begin(None, *None) error {
-	dir, err := proxyDir()
-	if err != nil {
-		return err
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	stop, peak := make(chan struct{}), make(chan int64, 1)
-	w.stop, w.peak = stop, peak
-	go func() {
-		most := rss(dir)
-		for {
-			select {
-			case <-stop:
-				peak <- max(most, rss(dir))
-				return
-			case <-time.After(20 * time.Millisecond):
-				most = max(most, rss(dir))
-			}
-		}
-	}()
-	return nil
-}
-
-// Peak is the most memory since Begin.
-func (w *Watcher) Peak(_ None, out *int64) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	close(w.stop)
-	*out = <-w.peak
 	return nil
 }
 
