@@ -86,6 +86,7 @@ func (a artist) drawings(s result.Scenario, g group) []drawing {
 // rate, and the row that stands for the scenario. Rows with a goal come first.
 func leading(g group) (cost, rate, main *result.Row) {
 	timings, _ := g.split()
+	timings = slices.DeleteFunc(timings, func(r result.Row) bool { return len(r.PerRound) == 0 }) // nothing counts
 	slices.SortStableFunc(timings, func(a, b result.Row) int { return cmp.Compare(weight(a), weight(b)) })
 	for i := range timings {
 		r := &timings[i]

@@ -85,6 +85,23 @@ func TestFailuresAreShown(t *testing.T) {
 	}
 }
 
+// TestNothingCounts: a run on a machine that never kept still says what it could
+// not show.
+func TestNothingCounts(t *testing.T) {
+	run := fixture("peer")
+	for i := range run.Samples {
+		run.Samples[i].Noise.Steal = 0.2
+	}
+	f := stats.Analyse(run)
+	out := string(tables(f))
+	if !strings.Contains(out, "too few rounds") || !strings.Contains(out, "P1 not shown") || !strings.Contains(out, "(0 rounds)") {
+		t.Error(out)
+	}
+	if _, _, err := render(run, f); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNoRowIsLost(t *testing.T) {
 	run := fixture("peer", "other")
 	f := stats.Analyse(run)

@@ -200,6 +200,14 @@ func wrap(s string, w int) []string {
 	var out []string
 	line := ""
 	for word := range strings.FieldsSeq(s) {
+		for utf8.RuneCountInString(word) > w { // nowhere to break it nicely
+			r := []rune(word)
+			if line != "" {
+				out = append(out, line)
+				line = ""
+			}
+			out, word = append(out, string(r[:w])), string(r[w:])
+		}
 		if line != "" && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > w {
 			out = append(out, line)
 			line = ""

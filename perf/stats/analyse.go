@@ -7,8 +7,8 @@ import (
 )
 
 // Analyse turns the samples of a run into rows, in the order of its scenarios
-// and their metrics. A metric that no round measured gives no row, unless
-// marrow failed in it and somebody else did not: that row stays, and says so.
+// and their metrics. A metric that nobody measured gives no row. One that was
+// measured keeps its row, without values if no round counts, and says so.
 func Analyse(run result.Run) result.File {
 	t := arrange(run)
 	f := result.File{Machine: run.Machine, Dropped: t.drops(run.Scenarios)}
@@ -51,7 +51,23 @@ func analyseRow(t table, run result.Run, s result.Scenario, m result.Metric) (re
 			judge(&row, t, run.Machine.Seed, m, peer)
 		}
 	}
-	return row, len(row.Values) > 0
+	return row, len(row.Values) > 0 || everMeasured(t, s.Name, m.Name)
+}
+
+// everMeasured says whether a metric has a value in any round, also in one that
+// does not count.
+func everMeasured(t table, scenario, metric string) bool {
+	for c, samples := range t.cells {
+		if c.scenario != scenario {
+			continue
+		}
+		for impl := range samples {
+			if _, ok := value(t, scenario, metric, impl, c.round); ok {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // measured are the rounds that count for a metric: those that have it of every
@@ -92,6 +108,9 @@ func judge(row *result.Row, t table, seed uint64, m result.Metric, peer string) 
 	ours, theirs := row.PerRound[result.Marrow], row.PerRound[peer]
 	switch never := t.never[row.Scenario]; {
 	case len(ours) == 0 && len(theirs) == 0:
+		if everMeasured(t, row.Scenario, row.Metric) {
+			row.Verdict[peer] = Verdict{Difference: TooFew, Standing: unshown(m)}.String()
+		}
 		return
 	case len(ours) == 0:
 		if _, failed := never[result.Marrow]; failed {
@@ -112,10 +131,7 @@ func judge(row *result.Row, t table, seed uint64, m result.Metric, peer string) 
 		}
 		ours, theirs = minus(ours, direct), minus(theirs, direct)
 	}
-	v := Verdict{Difference: unratioed(ours, theirs, row.Won[peer], m.HigherIsBetter)}
-	if m.Ship != 0 || m.Ahead != 0 {
-		v.Standing = Unshown
-	}
+	v := Verdict{Difference: unratioed(ours, theirs, row.Won[peer], m.HigherIsBetter), Standing: unshown(m)}
 	if r, ok := RatioOf(ours, theirs, m.Added, seed, row.Scenario, row.Metric, peer); ok {
 		row.Ratio[peer] = r
 		v = Verdict{Difference: difference(r, row.Rounds, m.HigherIsBetter), Standing: standing(r, row.Rounds, m)}

@@ -180,6 +180,22 @@ func TestTooFewRounds(t *testing.T) {
 	}
 }
 
+// TestAllRoundsDropped: a row whose every round was noisy says so instead of
+// being gone.
+func TestAllRoundsDropped(t *testing.T) {
+	run := world(8)
+	for i := range run.Samples {
+		run.Samples[i].Noise.Steal = 0.2
+	}
+	f := Analyse(run)
+	if cpu := row(t, f, "cpu"); cpu.Rounds != 0 || len(cpu.Values) > 0 || cpu.Verdict["peer"] != "too few rounds, ship not shown" {
+		t.Errorf("%+v", cpu)
+	}
+	if left := row(t, f, "left"); left.Rounds != 8 {
+		t.Errorf("%+v, want what was counted", left)
+	}
+}
+
 func TestShownIsNotJudged(t *testing.T) {
 	run := world(8)
 	run.Scenarios[0].Metrics[0].Shown = true

@@ -61,7 +61,7 @@ func difference(r result.Ratio, rounds int, higher bool) string {
 // standing judges an interval against the bounds of a goal. A single round has
 // none: then only the point can be behind.
 func standing(r result.Ratio, rounds int, m result.Metric) string {
-	if m.Ship == 0 && m.Ahead == 0 {
+	if unshown(m) == "" {
 		return ""
 	}
 	worse := r.High
@@ -78,6 +78,14 @@ func standing(r result.Ratio, rounds int, m result.Metric) string {
 		return Behind
 	case enough && within(worse, m.Ship):
 		return Ship
+	}
+	return Unshown
+}
+
+// unshown is the standing of a row that has no ratio.
+func unshown(m result.Metric) string {
+	if m.Ship == 0 && m.Ahead == 0 {
+		return ""
 	}
 	return Unshown
 }
