@@ -16,120 +16,129 @@ import (
 )
 
 func TestTraffic(t *testing.T) {
-	w := newWorld(t)
-	w.addPod("a", true, true)
-	w.addPod("b", true, true)
-	w.addPod("outsider", false, false)
-	w.echo("b")
-	w.startAgent()
-	w.startZtunnel()
-	w.awaitReady()
-	if got, err := w.try("a", "b"); err != nil || got != w.ip("a").String()+": hello" {
-		t.Fatalf("a to b: %q, %v", got, err)
-	}
-	w.settle("access log", func() bool {
-		return w.logged("access\tconnection complete", `src.identity="spiffe://cluster.local/ns/shop/sa/a"`, `dst.identity="spiffe://cluster.local/ns/shop/sa/b"`, `direction="inbound"`)
-	})
-	if got, err := w.try("outsider", "b"); err != nil || got != w.ip("outsider").String()+": hello" {
-		t.Errorf("plaintext in permissive mode: %q, %v", got, err)
-	}
-	c, err := w.dial("a", "b")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if _, err := say(c, "x"); err != nil {
-		t.Fatal(err)
-	}
-	w.settle("the dump shows the one connection that lives", func() bool {
-		var d struct {
-			Certificates  []struct{ Identity, State string }
-			WorkloadState map[string]struct {
-				State       string
-				Connections struct{ Inbound, Outbound []struct{ Protocol string } }
+	sameNode(t, func(t *testing.T, w *world) {
+		w.addPod("a", true, true)
+		w.addPod("b", true, true)
+		w.addPod("outsider", false, false)
+		w.echo("b")
+		w.startAgent()
+		w.startZtunnel()
+		w.awaitReady()
+		if got, err := w.try("a", "b"); err != nil || got != w.ip("a").String()+": hello" {
+			t.Fatalf("a to b: %q, %v", got, err)
+		}
+		w.settle("access log", func() bool {
+			return w.logged("access\tconnection complete", `src.identity="spiffe://cluster.local/ns/shop/sa/a"`, `dst.identity="spiffe://cluster.local/ns/shop/sa/b"`, `direction="inbound"`)
+		})
+		if got, err := w.try("outsider", "b"); err != nil || got != w.ip("outsider").String()+": hello" {
+			t.Errorf("plaintext in permissive mode: %q, %v", got, err)
+		}
+		c, err := w.dial("a", "b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := say(c, "x"); err != nil {
+			t.Fatal(err)
+		}
+		// A tunnel is one accepted socket of the destination's; without one there is none.
+		tunnels := map[string]string{"tunnel": "1", "splice": "0"}[w.env["MARROW_SAME_NODE"]]
+		w.settle("open tunnels", func() bool {
+			_, metrics := w.get("15020/stats/prometheus")
+			return strings.Contains(metrics, `istio_tcp_sockets_open{reporter="destination"} `+tunnels)
+		})
+		w.settle("the dump shows the one connection that lives", func() bool {
+			var d struct {
+				Certificates  []struct{ Identity, State string }
+				WorkloadState map[string]struct {
+					State       string
+					Connections struct{ Inbound, Outbound []struct{ Protocol string } }
+				}
+			}
+			_, dump := w.get("15000/config_dump")
+			if err := json.Unmarshal([]byte(dump), &d); err != nil {
+				t.Fatalf("%v in %s", err, dump)
+			}
+			b := d.WorkloadState["uid-b"]
+			return len(d.Certificates) == 2 && d.Certificates[0].State == "Available" && b.State == "Up" &&
+				len(b.Connections.Inbound) == 1 && b.Connections.Inbound[0].Protocol == "HBONE"
+		})
+		_, metrics := w.get("15020/stats/prometheus")
+		for _, want := range []string{"workload_manager_active_proxy_count 2", "istio_build{component=\"ztunnel\"", "istio_xds_message_total{", "istio_tcp_connections_opened_total{", "# EOF"} {
+			if !strings.Contains(metrics, want) {
+				t.Errorf("metrics miss %s", want)
 			}
 		}
-		_, dump := w.get("15000/config_dump")
-		if err := json.Unmarshal([]byte(dump), &d); err != nil {
-			t.Fatalf("%v in %s", err, dump)
+		if nacks := w.cp.Nacks(); len(nacks) != 0 {
+			t.Error(nacks)
 		}
-		b := d.WorkloadState["uid-b"]
-		return len(d.Certificates) == 2 && d.Certificates[0].State == "Available" && b.State == "Up" &&
-			len(b.Connections.Inbound) == 1 && b.Connections.Inbound[0].Protocol == "HBONE"
 	})
-	_, metrics := w.get("15020/stats/prometheus")
-	for _, want := range []string{"workload_manager_active_proxy_count 2", "istio_build{component=\"ztunnel\"", "istio_xds_message_total{", "istio_tcp_connections_opened_total{", "# EOF"} {
-		if !strings.Contains(metrics, want) {
-			t.Errorf("metrics miss %s", want)
-		}
-	}
-	if nacks := w.cp.Nacks(); len(nacks) != 0 {
-		t.Error(nacks)
-	}
 }
 
 // A pod that the control plane does not know gets no traffic, in or out.
 func TestUnknownFailsClosed(t *testing.T) {
-	w := newWorld(t)
-	w.addPod("a", true, true)
-	w.addPod("b", true, true)
-	w.addPod("ghost", true, false)
-	w.echo("b")
-	w.echo("ghost")
-	w.startAgent()
-	w.startZtunnel()
-	w.awaitReady()
-	for _, c := range [][2]string{{"ghost", "b"}, {"a", "ghost"}} {
-		conn, err := w.dial(c[0], c[1])
-		if err != nil {
-			continue // refused at once is as good
+	sameNode(t, func(t *testing.T, w *world) {
+		w.addPod("a", true, true)
+		w.addPod("b", true, true)
+		w.addPod("ghost", true, false)
+		w.echo("b")
+		w.echo("ghost")
+		w.startAgent()
+		w.startZtunnel()
+		w.awaitReady()
+		for _, c := range [][2]string{{"ghost", "b"}, {"a", "ghost"}} {
+			conn, err := w.dial(c[0], c[1])
+			if err != nil {
+				continue // refused at once is as good
+			}
+			_ = conn.SetDeadline(time.Now().Add(8 * time.Second))
+			_, _ = io.WriteString(conn, "hello")
+			if b, _ := io.ReadAll(conn); len(b) > 0 {
+				t.Errorf("%s to %s got %q", c[0], c[1], b)
+			}
+			_ = conn.Close()
 		}
-		_ = conn.SetDeadline(time.Now().Add(8 * time.Second))
-		_, _ = io.WriteString(conn, "hello")
-		if b, _ := io.ReadAll(conn); len(b) > 0 {
-			t.Errorf("%s to %s got %q", c[0], c[1], b)
+		if got, err := w.try("a", "b"); err != nil || !strings.HasSuffix(got, ": hello") {
+			t.Errorf("the others suffer: %q, %v", got, err)
 		}
-		_ = conn.Close()
-	}
-	if got, err := w.try("a", "b"); err != nil || !strings.HasSuffix(got, ": hello") {
-		t.Errorf("the others suffer: %q, %v", got, err)
-	}
+	})
 }
 
 func TestPolicyReachesOpenConnections(t *testing.T) {
-	w := newWorld(t)
-	w.addPod("a", true, true)
-	w.addPod("b", true, true)
-	w.echo("b")
-	w.startAgent()
-	w.startZtunnel()
-	w.awaitReady()
-	c, err := w.dial("a", "b")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if _, err := say(c, "before"); err != nil {
-		t.Fatal(err)
-	}
-	deny := &security.Authorization{
-		Name: "no-a", Namespace: "shop", Scope: security.Scope_NAMESPACE, Action: security.Action_DENY,
-		Groups: []*security.Group{{Rules: []*security.Rules{{Matches: []*security.Match{{
-			Principals: []*security.StringMatch{{MatchType: &security.StringMatch_Exact{Exact: "cluster.local/ns/shop/sa/a"}}},
-		}}}}}},
-	}
-	if err := w.cp.Policy("shop/no-a", deny); err != nil {
-		t.Fatal(err)
-	}
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
-	if b, _ := io.ReadAll(c); len(b) > 0 {
-		t.Errorf("%q", b)
-	}
-	w.settle("log of the cut", func() bool { return w.logged("connection closed due to policy change") })
-	if got, err := w.try("a", "b"); err == nil {
-		t.Errorf("denied, yet %q", got)
-	}
-	w.settle("log of the refusal", func() bool { return w.logged("explicitly denied by: shop/no-a") })
+	sameNode(t, func(t *testing.T, w *world) {
+		w.addPod("a", true, true)
+		w.addPod("b", true, true)
+		w.echo("b")
+		w.startAgent()
+		w.startZtunnel()
+		w.awaitReady()
+		c, err := w.dial("a", "b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := say(c, "before"); err != nil {
+			t.Fatal(err)
+		}
+		deny := &security.Authorization{
+			Name: "no-a", Namespace: "shop", Scope: security.Scope_NAMESPACE, Action: security.Action_DENY,
+			Groups: []*security.Group{{Rules: []*security.Rules{{Matches: []*security.Match{{
+				Principals: []*security.StringMatch{{MatchType: &security.StringMatch_Exact{Exact: "cluster.local/ns/shop/sa/a"}}},
+			}}}}}},
+		}
+		if err := w.cp.Policy("shop/no-a", deny); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		if b, _ := io.ReadAll(c); len(b) > 0 {
+			t.Errorf("%q", b)
+		}
+		w.settle("log of the cut", func() bool { return w.logged("connection closed due to policy change") })
+		if got, err := w.try("a", "b"); err == nil {
+			t.Errorf("denied, yet %q", got)
+		}
+		w.settle("log of the refusal", func() bool { return w.logged("explicitly denied by: shop/no-a") })
+	})
 }
 
 func TestStartOrder(t *testing.T) {
@@ -161,42 +170,43 @@ func TestNoPodsBeforeState(t *testing.T) {
 }
 
 func TestDrainLosesNothing(t *testing.T) {
-	w := newWorld(t)
-	w.env["CONNECTION_TERMINATION_DEADLINE"] = "1s"
-	w.addPod("a", true, true)
-	w.addPod("b", true, true)
-	w.echo("b")
-	w.startAgent()
-	w.startZtunnel()
-	w.awaitReady()
-	c, err := w.dial("a", "b")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if _, err := say(c, "before"); err != nil {
-		t.Fatal(err)
-	}
-	start := time.Now()
-	w.stop()
-	w.settle("no new connections", func() bool { _, err := w.dial("a", "b"); return err != nil })
-	for range 100 {
-		if got, err := say(c, "during"); err != nil || !strings.HasSuffix(got, ": during") {
-			t.Fatalf("an open connection did not survive the signal: %q, %v", got, err)
+	sameNode(t, func(t *testing.T, w *world) {
+		w.env["CONNECTION_TERMINATION_DEADLINE"] = "1s"
+		w.addPod("a", true, true)
+		w.addPod("b", true, true)
+		w.echo("b")
+		w.startAgent()
+		w.startZtunnel()
+		w.awaitReady()
+		c, err := w.dial("a", "b")
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
-	_, _ = io.ReadAll(c)
-	if d := time.Since(start); d < 900*time.Millisecond || d > 3*time.Second {
-		t.Errorf("cut after %v, want about 1s", d)
-	}
-	if err := <-w.ended; err != nil {
-		t.Error(err)
-	}
-	w.ended <- nil
-	if !w.logged("connection closed due to connection drain") {
-		t.Error("the cut was not logged")
-	}
+		defer c.Close()
+		if _, err := say(c, "before"); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		w.stop()
+		w.settle("no new connections", func() bool { _, err := w.dial("a", "b"); return err != nil })
+		for range 100 {
+			if got, err := say(c, "during"); err != nil || !strings.HasSuffix(got, ": during") {
+				t.Fatalf("an open connection did not survive the signal: %q, %v", got, err)
+			}
+		}
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_, _ = io.ReadAll(c)
+		if d := time.Since(start); d < 900*time.Millisecond || d > 3*time.Second {
+			t.Errorf("cut after %v, want about 1s", d)
+		}
+		if err := <-w.ended; err != nil {
+			t.Error(err)
+		}
+		w.ended <- nil
+		if !w.logged("connection closed due to connection drain") {
+			t.Error("the cut was not logged")
+		}
+	})
 }
 
 func TestConfigRefused(t *testing.T) {
@@ -264,20 +274,21 @@ func TestControlPlaneLoss(t *testing.T) {
 }
 
 func TestNoCertificateNoTraffic(t *testing.T) {
-	w := newWorld(t)
-	w.cp.RefuseCertificates(errors.New("not today"))
-	w.addPod("a", true, true)
-	w.addPod("b", true, true)
-	w.echo("b")
-	w.startAgent()
-	w.startZtunnel()
-	w.awaitReady()
-	if got, err := w.try("a", "b"); err == nil {
-		t.Errorf("traffic without certificate: %q", got)
-	}
-	w.settle("the reason in the log", func() bool { return w.logged("access", "not today") })
-	w.cp.RefuseCertificates(nil)
-	w.settle("recovery", func() bool { _, err := w.try("a", "b"); return err == nil })
+	sameNode(t, func(t *testing.T, w *world) {
+		w.cp.RefuseCertificates(errors.New("not today"))
+		w.addPod("a", true, true)
+		w.addPod("b", true, true)
+		w.echo("b")
+		w.startAgent()
+		w.startZtunnel()
+		w.awaitReady()
+		if got, err := w.try("a", "b"); err == nil {
+			t.Errorf("traffic without certificate: %q", got)
+		}
+		w.settle("the reason in the log", func() bool { return w.logged("access", "not today") })
+		w.cp.RefuseCertificates(nil)
+		w.settle("recovery", func() bool { _, err := w.try("a", "b"); return err == nil })
+	})
 }
 
 // A captured scraper reaches the metrics of ztunnel through a tunnel to it, and

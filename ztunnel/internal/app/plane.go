@@ -15,6 +15,7 @@ import (
 	"github.com/marrowmesh/marrow/internal/caclient"
 	"github.com/marrowmesh/marrow/internal/hbone"
 	"github.com/marrowmesh/marrow/internal/identity"
+	"github.com/marrowmesh/marrow/internal/mesh"
 	"github.com/marrowmesh/marrow/internal/mtls"
 	"github.com/marrowmesh/marrow/internal/netsys"
 	"github.com/marrowmesh/marrow/internal/obs"
@@ -70,15 +71,15 @@ func (p *proxy) compose(ready *run.Task) (*plane, error) {
 	record := flow.NewRecorder(counters, p.root)
 	tls := mtls.New(mtls.Options{StdRecords: cfg.TLS.StdRecords, PostQuantum: cfg.TLS.PostQuantum})
 	transport := hbone.Config{StreamWindow: cfg.HBONE.StreamWindow, ConnWindow: cfg.HBONE.ConnWindow, FrameSize: cfg.HBONE.FrameSize}
-	pl.outbound = outbound.New(outbound.Config{
-		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.root.Named("outbound"),
-		Certs: pl.certs.Source, Lookup: lookup, TLS: tls, HBONE: transport, MaxStreams: cfg.HBONE.MaxStreams, IdleRelease: cfg.HBONE.UnusedRelease,
-		IgnoreBaggage: !cfg.HBONE.Baggage,
-	})
 	in := inbound.New(inbound.Config{
 		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.root.Named("inbound"),
 		Certs: pl.certs.Source, TLS: tls, HBONE: transport, NaturalSource: !*cfg.Data.KeepSource, TunnelToPodIP: !cfg.HBONE.LoopbackApp,
 		NoBaggage: !cfg.HBONE.Baggage,
+	})
+	pl.outbound = outbound.New(outbound.Config{
+		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.root.Named("outbound"),
+		Certs: pl.certs.Source, Lookup: lookup, TLS: tls, HBONE: transport, MaxStreams: cfg.HBONE.MaxStreams, IdleRelease: cfg.HBONE.UnusedRelease,
+		IgnoreBaggage: !cfg.HBONE.Baggage, Near: pl.neighbour(), Arrive: in.Arrive,
 	})
 	shared := &capture.Config{
 		Options: capture.Options{
@@ -99,6 +100,24 @@ func (p *proxy) compose(ready *run.Task) (*plane, error) {
 		OnEvent: watchXDS(p.metrics, p.root.Named("xds")),
 	})
 	return pl, nil
+}
+
+// neighbour finds the pods of this node that a connection can reach without a tunnel: those served here, at an address that
+// really is theirs. It is nil if every connection shall be tunnelled.
+func (pl *plane) neighbour() func(w *mesh.Workload, ip netip.Addr) *capture.Pod {
+	if pl.cfg.HBONE.SameNode == config.SameNodeTunnel {
+		return nil
+	}
+	return func(w *mesh.Workload, ip netip.Addr) *capture.Pod {
+		if w.ID.IsZero() {
+			return nil
+		}
+		p, ok := pl.pods.Serving(zds.Info{Name: w.Name, Namespace: w.Namespace, ServiceAccount: w.ID.ServiceAccount()}).(*capture.Proxy)
+		if !ok || !p.Owns(ip) {
+			return nil
+		}
+		return p.Pod()
+	}
 }
 
 // dial prepares a channel to a part of the control plane.

@@ -84,6 +84,18 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+// sameNode runs a test of pods of one node in both ways in which they can reach each other.
+func sameNode(t *testing.T, test func(t *testing.T, w *world)) {
+	t.Helper()
+	for _, way := range []string{"splice", "tunnel"} {
+		t.Run(way, func(t *testing.T) {
+			w := newWorld(t)
+			w.env["MARROW_SAME_NODE"] = way
+			test(t, w)
+		})
+	}
+}
+
 // startAgent serves the pod protocol until stop, or the end of the test.
 func (w *world) startAgent() (stop func()) {
 	w.t.Helper()

@@ -211,3 +211,24 @@ func TestDialKeepsSource(t *testing.T) {
 		_, _ = c.Close(), s.Close()
 	}
 }
+
+// TestOwns: only what is an address of the pod's namespace now.
+func TestOwns(t *testing.T) {
+	ns := here(t)
+	pod := &Pod{Drain: run.NewDrain()}
+	p, err := Open(config(func(context.Context, *Pod, Accepted) {}), ns, pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ip, want := range map[string]bool{"127.0.0.1": true, "127.0.0.2": false, "192.0.2.7": false} {
+		for range 2 {
+			if got := p.Owns(netip.MustParseAddr(ip)); got != want {
+				t.Errorf("%s: %v, want %v", ip, got, want)
+			}
+		}
+	}
+	pod.Drain.Cut()
+	if err := p.Wait(); err != nil {
+		t.Error(err)
+	}
+}

@@ -9,6 +9,7 @@
 // Invariants:
 //   - all listeners of a pod are bound when Open returns, or none (TestAllOrNothing);
 //   - after a cut no connection of the pod is left (TestCutEndsConnections);
+//   - an address is the pod's own only if its namespace has it (TestOwns);
 //   - no connection starts after the drain began (TestDrainStopsAccepting).
 //
 // Neighbours: pods opens and drains it; outbound and inbound implement Handler;

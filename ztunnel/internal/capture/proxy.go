@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/marrowmesh/marrow/internal/netsys"
@@ -34,8 +35,13 @@ type Config struct {
 type Proxy struct {
 	cfg *Config
 	pod *Pod
+	ns  *netsys.Netns
 	g   *run.Group
 	ls  []*net.TCPListener
+
+	mu sync.Mutex
+	// own are addresses of the pod's namespace, those that were asked for.
+	own map[netip.Addr]struct{}
 }
 
 type port struct {
@@ -72,7 +78,7 @@ func open(cfg *Config, ns *netsys.Netns, pod *Pod, ports []port) (*Proxy, error)
 	if !cfg.IPv6 {
 		host = netip.IPv4Unspecified()
 	}
-	p := &Proxy{cfg: cfg, pod: pod, g: run.NewGroup(context.Background())}
+	p := &Proxy{cfg: cfg, pod: pod, ns: ns, own: map[netip.Addr]struct{}{}, g: run.NewGroup(context.Background())}
 	pod.Dial = dialer(ns, cfg.Options)
 	for _, port := range ports {
 		l, err := ns.Listen(netip.AddrPortFrom(host, port.number),
@@ -102,6 +108,33 @@ func (p *Proxy) closeListeners() {
 	for _, l := range p.ls {
 		_ = l.Close()
 	}
+}
+
+// Pod is whose proxy this is.
+func (p *Proxy) Pod() *Pod { return p.pod }
+
+// Owns says whether ip is an address of the pod's namespace, so that a connection to it ends nowhere else.
+func (p *Proxy) Owns(ip netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, known := p.own[ip]; known {
+		return true
+	}
+	var all []net.Addr
+	err := p.ns.Do(func() (err error) {
+		all, err = net.InterfaceAddrs()
+		return err
+	})
+	if err != nil {
+		return false
+	}
+	for _, a := range all {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil && prefix.Addr() == ip {
+			p.own[ip] = struct{}{}
+			return true
+		}
+	}
+	return false
 }
 
 // Wait returns when the drain is over and the last connection has ended, or,

@@ -82,7 +82,14 @@ type HBONE struct {
 	UnusedRelease time.Duration `json:"poolUnusedReleaseTimeout"` // 0: never
 	Baggage       bool          `json:"enableResponseBaggage"`
 	LoopbackApp   bool          `json:"localhostAppTunnel"`
+	SameNode      string        `json:"sameNode"` // splice or tunnel
 }
+
+// How pods of this node reach each other. Who may is the same.
+const (
+	SameNodeSplice = "splice"
+	SameNodeTunnel = "tunnel"
+)
 
 // TLS is how tunnels are encrypted.
 type TLS struct {
@@ -257,6 +264,8 @@ func (l *loader) hbone() HBONE {
 		UnusedRelease: r.Duration("POOL_UNUSED_RELEASE_TIMEOUT", 5*time.Minute, "unused tunnels are closed after it; 0: never"),
 		Baggage:       r.Bool("ENABLE_RESPONSE_BAGGAGE", true, "tell and believe workload names in tunnels"),
 		LoopbackApp:   r.Bool("LOCALHOST_APP_TUNNEL", true, "PROXY tunnels go to loopback"),
+		SameNode: r.Enum("MARROW_SAME_NODE", SameNodeSplice, []string{SameNodeSplice, SameNodeTunnel},
+			"how pods of this node reach each other: from socket to socket, or through a tunnel like pods of other nodes"),
 	}
 	if h.FrameSize < 1<<14 || h.FrameSize > 1<<24-1 {
 		r.Fail("HTTP2_FRAME_SIZE", r.String("HTTP2_FRAME_SIZE", ""), "must be between 16384 and 16777215 bytes")

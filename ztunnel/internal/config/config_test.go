@@ -25,7 +25,7 @@ func TestDefaults(t *testing.T) {
 	}
 	if c.XDS.Address != "https://localhost:15012" || c.CA.RootCA != defaultRoot || c.Auth != (Auth{}) || c.Drain != 5*time.Second ||
 		c.Ports != (Ports{15000, 15020, 15021}) || c.Data.Mark != 1337 || !c.Data.ReusePort || c.Data.KeepSource != nil ||
-		c.Node.ClusterID != "Kubernetes" || c.HBONE.StreamWindow != 4194304 || c.SecretTTL != 24*time.Hour || c.Log != (Log{"plain", "info"}) {
+		c.Node.ClusterID != "Kubernetes" || c.HBONE.StreamWindow != 4194304 || c.SecretTTL != 24*time.Hour || c.Log != (Log{"plain", "info"}) || c.HBONE.SameNode != SameNodeSplice {
 		t.Errorf("%+v", c)
 	}
 }
@@ -127,5 +127,14 @@ func TestDumpHidesSecrets(t *testing.T) {
 	b, err := json.Marshal(c)
 	if err != nil || strings.Contains(string(b), "s3cret") {
 		t.Errorf("%s, %v", b, err)
+	}
+}
+
+func TestSameNode(t *testing.T) {
+	if c, err := load(map[string]string{"MARROW_SAME_NODE": "tunnel"}, nil); err != nil || c.HBONE.SameNode != SameNodeTunnel {
+		t.Errorf("%v", err)
+	}
+	if _, err := load(map[string]string{"MARROW_SAME_NODE": "plaintext"}, nil); err == nil || !strings.Contains(err.Error(), "MARROW_SAME_NODE") {
+		t.Errorf("%v", err)
 	}
 }

@@ -110,8 +110,25 @@ type tunnel struct {
 	cut context.Context //nolint:containedctx // outlives the streams' own contexts
 }
 
+// request is a CONNECT, from a stream or from a pod of this node.
+type request interface {
+	Method() string
+	Authority() string
+	Header(name string) string
+}
+
 // handle drives one stream. ctx ends when the peer gives the stream up.
 func (t *tunnel) handle(ctx context.Context, in *hbone.Incoming) {
+	a, err := t.arrive(ctx, in)
+	if err != nil {
+		_ = in.Reject(statusOf(err), nil)
+		return
+	}
+	a.Close(t.relay(in, a))
+}
+
+// arrive decides, judges and dials. What it refuses it has recorded; the error is for the answer.
+func (t *tunnel) arrive(ctx context.Context, in request) (*Arrival, error) {
 	v := t.cfg.Views.Get()
 	f := steer.InboundFacts{
 		Local: t.conn.Local, Peer: t.conn.Peer, PeerID: t.peer, Authority: in.Authority(),
@@ -122,16 +139,54 @@ func (t *tunnel) handle(ctx context.Context, in *hbone.Incoming) {
 	adm, err := t.admission(v, in, f)
 	if err != nil {
 		t.cfg.Record.Refused(flow.Destination, t.conn.Peer, t.conn.Local, err)
-		_ = in.Reject(statusOf(err), nil)
-		return
+		return nil, err
 	}
 	t.tell(in, adm)
-	rec := t.cfg.Record.Open(t.facts(in, f, adm))
-	rec.Close(t.carry(ctx, in, f, adm, rec))
+	a := &Arrival{rec: t.cfg.Record.Open(t.facts(in, f, adm)), workload: f.Workload}
+	if err := t.open(ctx, a, f, adm); err != nil {
+		a.rec.Close(err)
+		return nil, err
+	}
+	return a, nil
+}
+
+// open registers, judges and dials. The error is the one for the record.
+func (t *tunnel) open(ctx context.Context, a *Arrival, f steer.InboundFacts, adm steer.Admission) error {
+	live, err := t.cfg.Conns.Admit(t.cut, t.entry(t.pod, f, adm, "HBONE"))
+	if err != nil {
+		return flow.Fail(flow.Deny, err)
+	}
+	// A peer that gives up, and a cut, both stop the dial.
+	dialling, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	unhook := context.AfterFunc(live.Context(), func() { stop(live.Cut()) })
+	a.Conn, err = t.dial(dialling, t.pod, adm)
+	unhook()
+	if err != nil {
+		err = cutOr(live, err)
+		live.Close()
+		return err
+	}
+	a.live = live
+	return nil
+}
+
+// relay answers 200 and carries the bytes. The error is the one for the record.
+func (t *tunnel) relay(in *hbone.Incoming, a *Arrival) error {
+	var answer []hbone.Header
+	if !t.cfg.NoBaggage {
+		answer = []hbone.Header{{Name: claims.HeaderBaggage, Value: claims.BaggageOf(a.workload).String()}}
+	}
+	stream, err := in.Accept(answer)
+	if err != nil {
+		_ = a.Conn.Close()
+		return flow.Fail(flow.H2Failure, err)
+	}
+	return relay.Both(a.live.Context(), stream, a.Conn, a.rec.Bytes).Err
 }
 
 // tell writes the decision for those who look, under the id that the client's proxy gave the connection.
-func (t *tunnel) tell(in *hbone.Incoming, adm steer.Admission) {
+func (t *tunnel) tell(in request, adm steer.Admission) {
 	if !t.cfg.Log.Enabled(obs.LevelDebug) {
 		return
 	}
@@ -142,7 +197,7 @@ func (t *tunnel) tell(in *hbone.Incoming, adm steer.Admission) {
 	t.cfg.Log.Debug("request admitted", obs.F("id", id), obs.F("src.addr", t.conn.Peer), obs.F("authority", in.Authority()), obs.F("admission", adm.String()))
 }
 
-func (t *tunnel) admission(v *mesh.View, in *hbone.Incoming, f steer.InboundFacts) (steer.Admission, error) {
+func (t *tunnel) admission(v *mesh.View, in request, f steer.InboundFacts) (steer.Admission, error) {
 	if in.Method() != "CONNECT" {
 		return steer.Admission{}, &steer.Refusal{Status: steer.StatusBadRequest, Reason: fmt.Sprintf("method %s: %v", in.Method(), errNotConnect)}
 	}
@@ -154,36 +209,6 @@ func (t *tunnel) admission(v *mesh.View, in *hbone.Incoming, f steer.InboundFact
 		return steer.Admission{}, &steer.Refusal{Status: steer.StatusDenied, Reason: "the peer has no identity"}
 	}
 	return steer.Inbound(v, t.cfg.Network, f)
-}
-
-// carry judges, dials, answers and relays. The error is the one for the record.
-func (t *tunnel) carry(ctx context.Context, in *hbone.Incoming, f steer.InboundFacts, adm steer.Admission, rec *flow.Flow) error {
-	live, err := t.cfg.Conns.Admit(t.cut, t.entry(t.pod, f, adm, "HBONE"))
-	if err != nil {
-		_ = in.Reject(steer.StatusDenied, nil)
-		return flow.Fail(flow.Deny, err)
-	}
-	defer live.Close()
-	// A peer that gives up, and a cut, both stop the dial.
-	dialling, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	unhook := context.AfterFunc(live.Context(), func() { stop(live.Cut()) })
-	up, err := t.dial(dialling, t.pod, adm)
-	unhook()
-	if err != nil {
-		_ = in.Reject(steer.StatusUnavailable, nil)
-		return cutOr(live, err)
-	}
-	var answer []hbone.Header
-	if !t.cfg.NoBaggage {
-		answer = []hbone.Header{{Name: claims.HeaderBaggage, Value: claims.BaggageOf(f.Workload).String()}}
-	}
-	stream, err := in.Accept(answer)
-	if err != nil {
-		_ = up.Close()
-		return cutOr(live, flow.Fail(flow.H2Failure, err))
-	}
-	return cutOr(live, relay.Both(live.Context(), stream, up, rec.Bytes).Err)
 }
 
 // HandlePlain drives one connection on 15006; it is a capture.Handler.
@@ -257,7 +282,7 @@ func (d *Driver) entry(pod *capture.Pod, f steer.InboundFacts, adm steer.Admissi
 	return e
 }
 
-func (t *tunnel) facts(in *hbone.Incoming, f steer.InboundFacts, adm steer.Admission) flow.Facts {
+func (t *tunnel) facts(in request, f steer.InboundFacts, adm steer.Admission) flow.Facts {
 	out := flow.Facts{
 		Reporter: flow.Destination, Src: f.Peer, Dst: f.Local, HBONETarget: f.Authority,
 		SourceWorkload: adm.Source, SourceID: f.PeerID,

@@ -20,6 +20,7 @@ import (
 	"github.com/marrowmesh/marrow/ztunnel/internal/capture"
 	"github.com/marrowmesh/marrow/ztunnel/internal/conns"
 	"github.com/marrowmesh/marrow/ztunnel/internal/flow"
+	"github.com/marrowmesh/marrow/ztunnel/internal/inbound"
 	"github.com/marrowmesh/marrow/ztunnel/internal/pool"
 	"github.com/marrowmesh/marrow/ztunnel/internal/steer"
 	"github.com/marrowmesh/marrow/ztunnel/internal/view"
@@ -49,6 +50,10 @@ type Config struct {
 	IdleRelease time.Duration
 	// Random gives a number below n; nil means the runtime's generator.
 	Random func(n uint64) uint64
+	// Near is the pod of this node that is served at ip as the workload w; nil if there is none, and as a function, if
+	// every connection shall be tunnelled. Arrive is what such a pod does with a connection.
+	Near   func(w *mesh.Workload, ip netip.Addr) *capture.Pod
+	Arrive func(ctx context.Context, pod *capture.Pod, c *inbound.Call) (*inbound.Arrival, error)
 	// IgnoreBaggage keeps the destination's own account of itself out of the telemetry.
 	IgnoreBaggage bool
 }
@@ -150,10 +155,7 @@ type way struct {
 
 // carry opens the way that was planned and relays. The error is the one for the record.
 func (w *way) carry(live *conns.Live) error {
-	up, err := w.open(live.Context())
-	if err == nil {
-		err = relay.Both(live.Context(), w.conn.Conn, up, w.rec.Bytes).Err
-	}
+	err := w.travel(live)
 	if cut := live.Cut(); cut != nil {
 		return flow.Fail(flow.NoFlag, cut)
 	}
@@ -162,6 +164,17 @@ func (w *way) carry(live *conns.Live) error {
 		return flow.Fail(flow.NoFlag, cut)
 	}
 	return err
+}
+
+func (w *way) travel(live *conns.Live) error {
+	if near := w.near(); near != nil {
+		return w.cross(live, near)
+	}
+	up, err := w.open(live.Context())
+	if err != nil {
+		return err
+	}
+	return relay.Both(live.Context(), w.conn.Conn, up, w.rec.Bytes).Err
 }
 
 func (w *way) open(ctx context.Context) (relay.Duplex, error) {

@@ -12,6 +12,7 @@
 //   - one proxy per uid and namespace; a new namespace replaces the old one, and
 //     a pending entry never outlives a success (TestNamespaceChange,
 //     TestAddWhilePendingDropsIt);
+//   - a pod is found by its name only while it takes new connections (TestServing);
 //   - what a snapshot does not name is cut (TestSnapshotReconciles);
 //   - readiness = connected, snapshot received, nothing pending (TestReadiness);
 //   - every namespace is closed once its proxy has ended (TestNamespacesAreClosed).

@@ -73,11 +73,38 @@ type Manager struct {
 	mu sync.Mutex
 	// Invariant: no uid is in running and, with the same namespace, in pending
 	// (TestAddWhilePendingDropsIt).
-	running  map[string]*pod
-	pending  map[string]*pod
-	named    map[string]struct{} // by the snapshot that is arriving
-	snapshot bool                // of the present session was received
+	running map[string]*pod
+	pending map[string]*pod
+	named   map[string]struct{} // by the snapshot that is arriving
+	// byInfo are the proxies of running, for connections that ask by the pod's name. It has its own lock because mu is
+	// held while listeners are bound.
+	byInfo   served
+	snapshot bool // of the present session was received
 	session  bool
+}
+
+// served finds proxies by pod.
+type served struct {
+	mu  sync.RWMutex
+	all map[zds.Info]*pod
+}
+
+func (s *served) add(p *pod) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all == nil {
+		s.all = map[zds.Info]*pod{}
+	}
+	s.all[p.info] = p
+}
+
+// remove leaves a successor of the same name alone.
+func (s *served) remove(p *pod) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all[p.info] == p {
+		delete(s.all, p.info)
+	}
 }
 
 // pod is one entry of running or pending, which owns ns.
@@ -86,6 +113,7 @@ type pod struct {
 	info  zds.Info
 	ns    Namespace
 	drain *run.Drain
+	proxy Proxy // nil while pending
 }
 
 func (p *pod) sameNamespace(ns Namespace) bool {
@@ -190,6 +218,8 @@ func (m *Manager) start(p *pod) error {
 		return err
 	}
 	m.running[p.uid] = p
+	p.proxy = proxy
+	m.byInfo.add(p)
 	m.count(func(c *Metrics) { c.started.Inc() })
 	m.cfg.Log.Info("serving pod", obs.F("uid", p.uid), obs.F("pod", p.info))
 	if !m.ended.Go("pod "+p.uid, func(context.Context) error { m.finish(p, proxy.Wait()); return nil }) {
@@ -198,6 +228,7 @@ func (m *Manager) start(p *pod) error {
 		_ = proxy.Wait()
 		_ = p.ns.Close()
 		delete(m.running, p.uid)
+		m.byInfo.remove(p)
 		return errors.New("this ztunnel has shut down")
 	}
 	return nil
@@ -210,6 +241,7 @@ func (m *Manager) finish(p *pod, err error) {
 	defer m.mu.Unlock()
 	defer m.update()
 	p.drain.Detach()
+	m.byInfo.remove(p)
 	m.count(func(c *Metrics) { c.stopped.Inc() })
 	if m.running[p.uid] == p {
 		delete(m.running, p.uid)
@@ -226,6 +258,7 @@ func (m *Manager) finish(p *pod, err error) {
 // m.mu is held.
 func (m *Manager) cut(uid string, p *pod) {
 	delete(m.running, uid)
+	m.byInfo.remove(p)
 	m.cfg.Log.Info("pod is not served any more", obs.F("uid", uid), obs.F("pod", p.info))
 	p.drain.Cut()
 }
@@ -311,6 +344,17 @@ func (m *Manager) count(f func(*Metrics)) {
 	if m.cfg.Metrics != nil {
 		f(m.cfg.Metrics)
 	}
+}
+
+// Serving is the proxy of a pod that takes new connections; nil if there is none here, or it drains.
+func (m *Manager) Serving(info zds.Info) Proxy {
+	m.byInfo.mu.RLock()
+	p := m.byInfo.all[info]
+	m.byInfo.mu.RUnlock()
+	if p == nil || p.drain.Draining() {
+		return nil
+	}
+	return p.proxy
 }
 
 // State is one pod for the dump.

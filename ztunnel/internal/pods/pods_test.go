@@ -316,3 +316,52 @@ func TestDrainRefusesPods(t *testing.T) {
 		}
 	})
 }
+
+// TestServing: only a pod that takes new connections is found, and a successor of the same name is not lost with it.
+func TestServing(t *testing.T) {
+	inWorld(t, func(w *world) {
+		ctx := t.Context()
+		web := zds.Info{Name: "web", Namespace: "shop", ServiceAccount: "web"}
+		inode := func() int {
+			if p, ok := w.Serving(web).(*fakeProxy); ok {
+				return p.n.ino
+			}
+			return 0
+		}
+		w.Session(true)
+		if err := w.Snapshot(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if n := inode(); n != 0 {
+			t.Errorf("found in namespace %d before it was added", n)
+		}
+		if err := w.Add(ctx, "uid-1", web, 7); err != nil {
+			t.Fatal(err)
+		}
+		if n := inode(); n != 7 {
+			t.Errorf("found in namespace %d, want 7", n)
+		}
+		if w.Serving(zds.Info{Name: "web", Namespace: "shop", ServiceAccount: "other"}) != nil {
+			t.Error("found with another service account")
+		}
+		w.break_[7] <- errors.New("listener broke")
+		synctest.Wait()
+		if n := inode(); n != 0 {
+			t.Errorf("found in namespace %d although its listeners broke", n)
+		}
+		if err := w.Add(ctx, "uid-2", web, 8); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Del(ctx, "uid-1"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := inode(); n != 8 {
+			t.Errorf("found in namespace %d, want the successor's, 8", n)
+		}
+		w.drain.Start()
+		if n := inode(); n != 0 {
+			t.Errorf("found in namespace %d while it drains", n)
+		}
+	})
+}

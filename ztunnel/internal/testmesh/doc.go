@@ -3,7 +3,8 @@
 // own besides its tests.
 //
 // Tests here carry the invariants of outbound and inbound: TestUnknownFailsClosed,
-// TestNo200BeforeUpstream, TestNoPlaintextFallback, TestDrainLosesNothing.
+// TestNo200BeforeUpstream, TestNoPlaintextFallback, TestDrainLosesNothing, and that
+// one node is like two: TestTopologies.
 //
 // Neighbours: outbound, inbound, conns, view, flow under test; memnet and fakeca below.
 package testmesh

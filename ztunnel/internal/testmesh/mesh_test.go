@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -46,6 +47,19 @@ type world struct {
 	group *run.Group
 	drain *run.Drain
 	pods  []*pod
+	// certs replaces the authority's for some identities.
+	certs map[identity.ID]mtls.Source
+	// oneNode lets connections between pods stay on the node.
+	oneNode bool
+	crossed atomic.Int64 // connections that did
+}
+
+// source is where both drivers get certificates from.
+func (w *world) source(id identity.ID) mtls.Source {
+	if s := w.certs[id]; s != nil {
+		return s
+	}
+	return w.ca.Source(id)
 }
 
 // lines is a log to look into.
@@ -91,13 +105,39 @@ func bubble(t *testing.T, opts func(*memnet.Net) *memnet.Net, test func(t *testi
 	})
 }
 
+// topologies runs a test with all pods behind tunnels, and once more with all pods on one node.
+func topologies(t *testing.T, test func(t *testing.T, w *world)) {
+	t.Helper()
+	t.Run("two nodes", func(t *testing.T) { bubble(t, nil, test) })
+	t.Run("one node", func(t *testing.T) {
+		bubble(t, nil, func(t *testing.T, w *world) {
+			w.oneNode = true
+			test(t, w)
+		})
+	})
+}
+
+// near is the pods manager and the capture of one node.
+func (w *world) near(dst *mesh.Workload, ip netip.Addr) *capture.Pod {
+	if !w.oneNode {
+		return nil
+	}
+	for _, p := range w.pods {
+		if p.Pod != nil && p.ip == ip && p.Namespace == dst.Namespace && p.Name == dst.Name && p.ServiceAccount == dst.ID.ServiceAccount() && !p.Drain.Draining() {
+			w.crossed.Add(1)
+			return p.Pod
+		}
+	}
+	return nil
+}
+
 func newWorld(t *testing.T, n *memnet.Net) *world {
 	t.Helper()
 	ca, err := fakeca.New()
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, net: n, ca: ca, log: &lines{}, reg: prometheus.NewRegistry(), group: run.NewGroup(context.Background()), drain: run.NewDrain()}
+	w := &world{certs: map[identity.ID]mtls.Source{}, t: t, net: n, ca: ca, log: &lines{}, reg: prometheus.NewRegistry(), group: run.NewGroup(context.Background()), drain: run.NewDrain()}
 	log, _, err := obs.NewLogger(w.log, "plain", "debug")
 	if err != nil {
 		t.Fatal(err)
@@ -109,15 +149,15 @@ func newWorld(t *testing.T, n *memnet.Net) *world {
 	record := flow.NewRecorder(metrics, log)
 	w.views = view.New(log)
 	w.conns = conns.NewTable(w.views, log, false)
-	certs := func(id identity.ID) mtls.Source { return ca.Source(id) }
+	certs := func(id identity.ID) mtls.Source { return w.source(id) }
 	// Pings would keep time moving for ever.
 	quiet := hbone.Config{PingInterval: -1}
+	w.in = inbound.New(inbound.Config{Views: w.views, Conns: w.conns, Record: record, Log: log, Certs: certs, HBONE: quiet})
 	w.out = outbound.New(outbound.Config{
-		Views: w.views, Conns: w.conns, Record: record, Log: log, Certs: certs, HBONE: quiet,
+		Near: w.near, Arrive: w.in.Arrive, Views: w.views, Conns: w.conns, Record: record, Log: log, Certs: certs, HBONE: quiet,
 		Random: func(uint64) uint64 { return 0 },
 		Lookup: func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no such host") },
 	})
-	w.in = inbound.New(inbound.Config{Views: w.views, Conns: w.conns, Record: record, Log: log, Certs: certs, HBONE: quiet})
 	w.group.Go("judge", w.conns.Run)
 	return w
 }

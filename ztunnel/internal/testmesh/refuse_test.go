@@ -168,7 +168,7 @@ func TestPeers(t *testing.T) {
 
 // TestUnknownFailsClosed: without a known pod nothing is carried, in either direction.
 func TestUnknownFailsClosed(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, w *world) {
+	topologies(t, func(t *testing.T, w *world) {
 		b := w.pod("b", "10.0.0.2")
 		b.echo(80)
 		ghost := w.bare(workload("ghost", "10.0.0.66"))
@@ -301,7 +301,7 @@ func policy(name string, action mesh.PolicyAction, scope mesh.PolicyScope, princ
 
 // TestPolicy: refusals on both ports, with the policy's name, and nobody dials the application for them.
 func TestPolicy(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, w *world) {
+	topologies(t, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "10.0.0.1"), w.pod("b", "10.0.0.2")
 		reached := b.echo(80)
 		w.apply(mesh.Batch{Policies: []*mesh.Policy{
@@ -349,7 +349,7 @@ func TestPolicyReachesOpenConnections(t *testing.T) {
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			bubble(t, nil, func(t *testing.T, w *world) {
+			topologies(t, func(t *testing.T, w *world) {
 				a, b, other := w.pod("a", "10.0.0.1"), w.pod("b", "10.0.0.2"), w.pod("c", "10.0.0.3")
 				b.echo(80)
 				w.apply(mesh.Batch{Policies: []*mesh.Policy{policy("named", mesh.Deny, mesh.PolicySelector, "cluster.local/ns/shop/sa/a")}})
@@ -376,7 +376,7 @@ func TestPolicyReachesOpenConnections(t *testing.T) {
 
 // TestDrainLosesNothing: what was accepted before the drain arrives whole, both ways, while new tunnels are refused.
 func TestDrainLosesNothing(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, w *world) {
+	topologies(t, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "10.0.0.1"), w.pod("b", "10.0.0.2")
 		b.echo(80)
 		c := a.connect("10.0.0.2:80")
@@ -401,7 +401,7 @@ func TestDrainLosesNothing(t *testing.T) {
 
 // TestDrainCut: after the deadline what is left ends, and says why.
 func TestDrainCut(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, w *world) {
+	topologies(t, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "10.0.0.1"), w.pod("b", "10.0.0.2")
 		b.echo(80)
 		c := a.connect("10.0.0.2:80")
@@ -443,7 +443,7 @@ func TestPeerGivesUp(t *testing.T) {
 
 // TestManyStreams: concurrent connections share few tunnels and do not mix.
 func TestManyStreams(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, w *world) {
+	topologies(t, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "10.0.0.1"), w.pod("b", "10.0.0.2")
 		b.listen(80, func(c *memnet.Conn) {
 			_, _ = io.Copy(c, c)

@@ -27,7 +27,7 @@ func member(host string) func(*mesh.Workload) {
 
 // TestWalk follows one connection from application to application.
 func TestWalk(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, w *world) {
+	topologies(t, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "10.0.0.1"), w.pod("b", "10.0.0.2", member("web"))
 		w.apply(mesh.Batch{Services: []*mesh.Service{service("web", "10.96.0.1", 80, 8080)}})
 		callers := b.echo(8080)
@@ -101,7 +101,7 @@ func TestRoundTrips(t *testing.T) {
 }
 
 func TestPlaintextBothWays(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, w *world) {
+	topologies(t, func(t *testing.T, w *world) {
 		a := w.pod("a", "10.0.0.1")
 		old := w.bare(workload("old", "10.0.0.9"))
 		callers := old.echo(80)
@@ -131,7 +131,7 @@ func TestPlaintextBothWays(t *testing.T) {
 
 // TestHalfClose: the client ends its direction, the server still answers.
 func TestHalfClose(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, w *world) {
+	topologies(t, func(t *testing.T, w *world) {
 		a, b := w.pod("a", "10.0.0.1"), w.pod("b", "10.0.0.2")
 		b.listen(80, func(c *memnet.Conn) {
 			asked, _ := io.ReadAll(c)
@@ -149,7 +149,7 @@ func TestHalfClose(t *testing.T) {
 
 // TestHairpin: a pod that calls itself by a service goes through its own proxy and keeps its address.
 func TestHairpin(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, w *world) {
+	topologies(t, func(t *testing.T, w *world) {
 		a := w.pod("a", "10.0.0.1", member("web"))
 		w.apply(mesh.Batch{Services: []*mesh.Service{service("web", "10.96.0.1", 80, 8080)}})
 		callers := a.echo(8080)
@@ -164,7 +164,7 @@ func TestHairpin(t *testing.T) {
 
 // TestWaitsForItsWorkload: a pod that is captured before the control plane told about it.
 func TestWaitsForItsWorkload(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, w *world) {
+	topologies(t, func(t *testing.T, w *world) {
 		b := w.pod("b", "10.0.0.2")
 		b.echo(80)
 		late := workload("late", "10.0.0.3")
