@@ -149,7 +149,7 @@ func (h Handshaker) base(cert *Certificate) *tls.Config {
 // offered is what a client of ours proposes. crypto/tls sends a share for the
 // first by its own order, which is the hybrid where that is allowed. P-256 is
 // the cheapest by far, and every server of the mesh accepts it, unless its
-// policy is post-quantum: then so must ours be (docs/performance.md).
+// policy is post-quantum: then so must ours be (docs/adr/0008).
 func (h Handshaker) offered() []tls.CurveID {
 	if h.opts.PostQuantum {
 		return []tls.CurveID{tls.X25519MLKEM768}

@@ -12,20 +12,22 @@
 // It never shakes hands, resumes, or logs, and knows no certificate.
 //
 // Invariants:
-//   - What arrives is what was sent, whatever the sizes on either side, and
-//     the same as crypto/tls reads and writes (TestAgainstStandard).
+//   - What arrives is what was sent, whatever the sizes on either side
+//     (TestAnyInterleaving, TestSizes), and the same as crypto/tls and OpenSSL
+//     read and write (mtls' TestAgainstStandard, TestOpenSSLBulk).
 //   - A record that is changed, cut, repeated or left out ends the connection
 //     with the alert that RFC 8446 names, and none of its bytes is delivered
 //     (TestBitFlips, TestTruncation, TestRefuses).
 //   - An end without close_notify is not taken for an end (TestTruncation).
 //   - The reading goroutine never waits for the peer to read: answers are
 //     carried by the next write or by a goroutine of their own
-//     (TestUpdateWhileBlocked).
+//     (TestUpdateWhileBlocked, TestBlockedWriter).
 //   - Close wakes who reads and who writes (TestCloseUnblocks).
 //   - No slab is out while nothing has arrived (TestIdleHoldsNothing), and
 //     nothing is allocated per record (TestNoAllocations).
 //   - No byte is lost or read twice by Export and New (TestExport).
-//   - No key seals more than 2^24 records (TestRekey).
+//   - No key seals more than 2^24 records (TestRekey), and none that somebody
+//     else has used already (mtls' TestRefusesTakeOver).
 //
 // Neighbours: mtls hands connections over; h2 feeds from them; burst reads
 // the sockets.

@@ -15,6 +15,9 @@ import (
 type Half struct {
 	Secret []byte `json:"-"`
 	Seq    uint64
+	// Past is what went this way before, as far as it is known. New refuses if
+	// the next record is among it: somebody else uses the secret then.
+	Past []byte
 }
 
 // Format keeps secrets out of whatever prints a Half.
@@ -29,7 +32,9 @@ type Post struct {
 
 // State is a connection without its socket: what another Conn, in this
 // process or in another, needs to go on with it. It holds secrets and
-// plaintext: whoever carries it must not let anybody else read it.
+// plaintext: whoever carries it must not let anybody else read it. Only one
+// Conn may go on from a State; two would use the same nonces for what each
+// of them says.
 type State struct {
 	Suite     uint16
 	Client    bool // our role in the handshake
@@ -56,6 +61,8 @@ func (s State) Format(f fmt.State, _ rune) {
 const maxSeq = 1 << 48
 
 var (
+	// ErrUsed refuses a State whose keys somebody else has begun to use.
+	ErrUsed = errors.New("record: the keys were used already")
 	// ErrExported is the end of a Conn that lives on elsewhere.
 	ErrExported = errors.New("record: connection was handed over")
 	// ErrBusy refuses an Export while somebody reads.
@@ -93,6 +100,9 @@ func New(nc net.Conn, st State) (*Conn, error) {
 	}
 	if err := c.out.install(st.Out.Secret, st.Out.Seq); err != nil {
 		return nil, fmt.Errorf("sending: %w", err)
+	}
+	if c.in.opens(st.In.Past) || c.out.opens(st.Out.Past) {
+		return nil, ErrUsed
 	}
 	if sc, ok := nc.(syscall.Conn); ok {
 		if rc, err := sc.SyscallConn(); err == nil {

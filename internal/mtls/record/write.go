@@ -325,8 +325,13 @@ func (c *Conn) fail(err *AlertError, how uint32) {
 }
 
 // CloseWrite sends close_notify: the peer's reader gets its end, ours goes on.
+// It waits for a writer that is under way, and for a peer that does not read,
+// but not for ever.
 func (c *Conn) CloseWrite() error {
-	c.out.mu.Lock()
+	if !c.out.mu.TryLock() {
+		_ = c.nc.SetWriteDeadline(time.Now().Add(closeWait))
+		c.out.mu.Lock()
+	}
 	defer c.unlockOut()
 	switch c.out.err {
 	case nil:
