@@ -17,7 +17,7 @@ FUZZTIME ?= 10m
 
 .PHONY: help
 help: ## list the targets
-	@awk 'BEGIN{FS=":.*## "} /^[a-z-]+:.*## /{printf "  make %-14s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN{FS=":.*## "} /^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
 
 .PHONY: need-go
 need-go:
@@ -51,6 +51,16 @@ race: need-go envoy-bin ## the same under the race detector, shuffled
 .PHONY: lab
 lab: build ## tests in network namespaces: real nftables, processes, two nodes
 	@$(GO) test -tags lab -count=1 -timeout 15m ./integration/lab/...
+
+.PHONY: h2spec
+h2spec: build ## h2spec judges the tunnel port of a proxy in a lab
+	@mkdir -p $(BUILD)
+	@$(GO) build -C integration/h2spec/tool -o $(abspath $(BUILD))/h2spec github.com/summerwind/h2spec/cmd/h2spec || [ "$$MARROW_REQUIRE_H2SPEC" != 1 ]
+	@$(GO) test -tags lab -count=1 -timeout 5m ./integration/h2spec/...
+
+.PHONY: hostile
+hostile: build ## attacks on the tunnel port, and how connections end with and without the mesh
+	@$(GO) test -tags lab -count=1 -timeout 10m -p 1 ./integration/hostile/... ./integration/ends/...
 
 .PHONY: envoy-bin
 envoy-bin:

@@ -15,7 +15,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/marrowmesh/marrow/internal/conf"
 	"github.com/marrowmesh/marrow/internal/lab"
 	"github.com/marrowmesh/marrow/internal/lab/sandbox"
 )
@@ -74,7 +73,10 @@ func Up(tb testing.TB, pods ...Pod) *Arena {
 	return a
 }
 
-func env(name string) string { return conf.FromEnv().String(name, "") }
+func env(name string) string {
+	value, _ := os.LookupEnv(name) //nolint:forbidigo // a suite is no product room and has no configuration of its own
+	return value
+}
 
 // copyPrograms copies what a lab runs.
 func copyPrograms(to string) error {

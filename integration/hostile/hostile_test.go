@@ -131,7 +131,7 @@ func (g *ground) attack(t *testing.T, row attack) {
 	}
 	for end, n := range total.Ends {
 		// Bytes that the server never read turn its close into a reset, which may overtake its last words.
-		if end == closed && total.Ends[row.want[0]] > n {
+		if end == closed && slices.ContainsFunc(row.want, func(told string) bool { return strings.HasPrefix(told, "GOAWAY") && total.Ends[told] > n }) {
 			continue
 		}
 		if !slices.Contains(row.want, end) {

@@ -145,7 +145,7 @@ func mobs() []attack {
 			}
 			return nil
 		}},
-		{name: "handshakes without a certificate", want: []string{"refused"}, mob: func(ctx context.Context, m *mob) error {
+		{name: "handshakes without a certificate", want: []string{"refused", "not connected"}, mob: func(ctx context.Context, m *mob) error {
 			for ctx.Err() == nil {
 				each(8, 4, func(int) {
 					for _, raw := range m.dial(ctx, 1) {
@@ -164,7 +164,7 @@ func mobs() []attack {
 			}
 			return nil
 		}},
-		{name: "handshakes and away", want: []string{closed}, mob: func(ctx context.Context, m *mob) error {
+		{name: "handshakes and away", want: []string{closed, "not connected"}, mob: func(ctx context.Context, m *mob) error {
 			for ctx.Err() == nil {
 				each(8, 4, func(i int) {
 					p, err := dialPeer(ctx, m.cert, m.server, manners{deaf: true})

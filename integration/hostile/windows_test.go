@@ -32,7 +32,7 @@ func windowAttacks() []attack {
 			p.openMany(ctx, 50, sourcePort)
 			<-ctx.Done()
 		}},
-		{name: "WINDOW_UPDATE of one byte", manners: manners{settings: window(0)}, want: []string{tolerated, calm}, run: func(ctx context.Context, p *peer) {
+		{name: "WINDOW_UPDATE of one byte", manners: manners{settings: window(0)}, want: []string{tolerated, calm, closed}, run: func(ctx context.Context, p *peer) {
 			ids := p.openMany(ctx, 50, sourcePort)
 			i := 0
 			p.flood(ctx, func(f *http2.Framer) error {
@@ -40,7 +40,7 @@ func windowAttacks() []attack {
 				return f.WriteWindowUpdate(ids[i%len(ids)], 1)
 			})
 		}},
-		{name: "WINDOW_UPDATE of the connection by one byte", want: []string{tolerated, calm}, run: func(ctx context.Context, p *peer) {
+		{name: "WINDOW_UPDATE of the connection by one byte", want: []string{tolerated, calm, closed}, run: func(ctx context.Context, p *peer) {
 			p.openMany(ctx, 10, sourcePort)
 			p.flood(ctx, func(f *http2.Framer) error { return f.WriteWindowUpdate(0, 1) })
 		}},
