@@ -104,7 +104,7 @@ func (b *bench) steady(ctx context.Context, w *world, s scenario.Scenario, count
 
 // view is one look at everything.
 type view struct {
-	at      time.Time
+	looked  time.Time // at the table
 	pids    proxies
 	usage   map[string]account.Usage // node -> of its proxy
 	own     time.Duration            // of this program
@@ -115,6 +115,7 @@ type view struct {
 // see looks: what takes long first, so that the figures that matter are of the
 // last moment.
 func (w *world) see() (v view, err error) {
+	v.looked = time.Now()
 	if v.table, err = account.ReadTable(); err != nil {
 		return v, err
 	}
@@ -128,7 +129,6 @@ func (w *world) see() (v view, err error) {
 		return v, err
 	}
 	v.usage, err = usage(v.pids)
-	v.at = time.Now()
 	return v, err
 }
 
@@ -203,6 +203,7 @@ func (w *world) since(before view) (u used, err error) {
 	if err != nil {
 		return u, err
 	}
+	looked := time.Now()
 	table, err := account.ReadTable()
 	if err != nil {
 		return u, err
@@ -217,15 +218,17 @@ func (w *world) since(before view) (u used, err error) {
 		ours[pid] = true
 	}
 	ours[os.Getpid()] = true
-	all := float64(machine.CPUs) * float64(machine.At.Sub(before.machine.At))
-	u.noise = result.Noise{Steal: machine.Stolen(before.machine), Foreign: float64(table.Foreign(before.table, ours)) / max(all, 1)}
+	// Looking at the table takes a while: its window is a little wider.
+	all := float64(machine.CPUs) * float64(looked.Sub(before.looked))
+	foreign := float64(table.Foreign(before.table, ours)) / max(all, 1)
+	u.noise = result.Noise{Steal: machine.Stolen(before.machine), Foreign: min(1, foreign)}
 	return u, nil
 }
 
 // count adds the counters to metrics: a further phase of the same load, under
 // observation and therefore not timed.
 func (b *bench) count(ctx context.Context, w *world, s scenario.Scenario, ss sessions, metrics map[string]float64) (err error) {
-	const least = 200 * time.Millisecond
+	const least = 400 * time.Millisecond
 	heap := newHeap(ctx, w)
 	table, err := account.ReadTable()
 	if err != nil {
