@@ -1,24 +1,55 @@
 // Package h2 is one HTTP/2 connection made for tunnels: streams that live
-// long and carry bytes, in both roles. It reads with x/net/http2's Framer and
-// hpack and owns everything else: windows, limits, liveness, ends.
+// long and carry bytes, in both roles. It uses x/net/http2's Framer for what
+// is rare, and hpack, and owns everything else: windows, limits, liveness,
+// ends.
 //
 // It knows requests only as header fields, never routes, opens no
 // connection, verifies no peer and does not push, prioritise or compress.
 //
-// How bytes move. One goroutine reads the connection and never writes to it,
-// so that two peers can never wait for each other. Whoever has something to
-// send appends a frame to the outbox and, unless somebody does already,
-// writes the outbox to the connection itself: under load many frames go out
-// in one write, and no goroutine stands between a socket and the tunnel.
-// Window is given back when the owner of the stream has consumed.
+// How bytes come. One goroutine reads the connection and never writes to it,
+// so that two peers can never wait for each other. It is in the connection's
+// Feed (the record layer's, or burst's on a socket) and pushes what arrives
+// into a parser that may be cut off at any byte. DATA goes on from where it
+// lies: to the stream's Sink, without waiting and without the lock, else to
+// the stream's queue, which a drainer or a reader empties. Of several crumbs
+// in one feed all but the first wait for its end.
+//
+// How bytes go. WriteSlab frames the caller's memory where it is. Whoever has
+// something to send writes it together with all that is queued, unless
+// somebody writes already; then a small frame is copied behind, a large one
+// waits for its turn: one stream alone sends 256 KiB at once, several 64 KiB
+// each in the order in which they came. A writer works for others twice, then
+// a goroutine goes on, so that nobody's own work waits.
+//
+// Windows. A stream begins with 256 KiB. When half is used up an owner who
+// keeps up gets twice as much, to Config.StreamWindow, one who lags falls
+// back to 256 KiB; all streams together have at most 16 MiB above that. The
+// connection's window is given back on receipt while not more than
+// Config.Queue bytes are queued, so that no number of stalled streams stops
+// their neighbours; beyond that on consumption. A connection queues at most
+// Config.Queue and one connection window (80 MiB); 199 stalled streams of
+// 256 KiB hold 50 MiB in slabs that make the heap grow by 62 MiB.
+//
+// Memory. An idle connection has no buffer, an idle stream no goroutine and
+// about 500 bytes here.
 //
 // Invariants:
-//   - A stream buffers at most its window, the connection at most its own;
-//     bytes of a window are given back exactly once (TestWindowsAreConserved).
-//   - Everything that a peer can make us do for free is counted: resets,
-//     settings, pings, empty frames, unknown frames, header bytes
-//     (TestLimits*); past the limit the connection ends with
-//     ENHANCE_YOUR_CALM and nothing else is disturbed.
+//   - However input is cut, it means the same (FuzzFrames, TestEveryCut).
+//   - A stream queues at most its window, the connection at most its budget
+//     and window; bytes of a window are given back exactly once
+//     (TestWindowsAreConserved, TestRandomWindows, TestMemoryOfStalledStreams).
+//   - Streams whose owners do not read do not stop the others
+//     (TestStalledStreamsDoNotStopTheirNeighbour).
+//   - Streams that send share a connection in turns (TestTurns).
+//   - One goroutine at a time is at a Sink; done comes once, last
+//     (TestDeliver, TestDeliverEnds).
+//   - Nothing is allocated to relay a frame (TestRelayingAllocatesNothing).
+//   - Everything that a peer can make us do for free is counted: resets, its
+//     own and provoked, settings, pings, empty frames, unknown frames, header
+//     bytes and frames, windows that let us send a few bytes (TestLimits*,
+//     TestHostilePeers, TestHeaderFloodIsBounded); past the limit the
+//     connection ends with ENHANCE_YOUR_CALM and nothing else is disturbed
+//     (TestAttackLeavesNeighboursAlone).
 //   - A peer that asks and never reads our answers is cut off before they
 //     fill the memory (TestDeafPeerIsCutOff).
 //   - A malformed request costs its stream, a broken frame the connection.
@@ -28,7 +59,9 @@
 //     be read (TestBufferedDataSurvivesReset).
 //   - Bytes from the peer, of any kind, prove that it lives; silence for
 //     PingTimeout after a ping ends the connection (TestPingTimeout).
-//   - After Wait no goroutine is left (goleak in every test).
+//   - After Wait no goroutine is left (goleak in every test,
+//     TestAbortedStreamsLeaveNothing).
 //
-// Neighbours: hbone puts CONNECT on top.
+// Neighbours: burst below; mtls/record is the connection; hbone puts CONNECT
+// on top; relay is at the other end of WriteSlab and Deliver.
 package h2

@@ -21,6 +21,7 @@ type silent struct{ net.Conn }
 func (silent) SetReadDeadline(time.Time) error  { return nil }
 func (silent) SetWriteDeadline(time.Time) error { return nil }
 func (silent) Write(p []byte) (int, error)      { return len(p), nil }
+func (silent) Close() error                     { return nil }
 
 // still makes a connection without goroutines that keeps what it would send.
 func still(r role) *Conn {
