@@ -134,7 +134,9 @@ func TestCompareRefusesTwoMachines(t *testing.T) {
 // without falling over.
 func FuzzResults(f *testing.F) {
 	for _, peers := range [][]string{nil, {"peer"}} {
-		b, err := json.Marshal(stats.Analyse(fixture(peers...)))
+		file := stats.Analyse(fixture(peers...))
+		file.Rows = file.Rows[:2] // small seeds, for speed
+		b, err := json.Marshal(file)
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -152,7 +152,7 @@ func planted(rng *rand.Rand, rounds int, ratio, noise float64) (ours, theirs []f
 
 // verdicts gives how often each verdict is reached over many fixed seeds.
 func verdicts(rounds int, ratio float64) map[string]float64 {
-	const trials = 400
+	const trials = 250
 	out := map[string]float64{}
 	for seed := range uint64(trials) {
 		ours, theirs := planted(rand.New(rand.NewPCG(seed, 99)), rounds, ratio, 0.05)
@@ -186,7 +186,7 @@ func TestNoDifferenceIsNotCalledAWin(t *testing.T) {
 
 // TestCoverage: the interval of a difference to direct, too, holds the truth.
 func TestCoverage(t *testing.T) {
-	const trials = 400
+	const trials = 250
 	for _, rounds := range []int{3, 5, BootRounds, 20} {
 		held := 0
 		for seed := range uint64(trials) {
