@@ -27,6 +27,7 @@ type Pod struct {
 	Name string
 	Node string // node-1 or node-2
 	Mesh bool   // enrolled
+	Own  bool   // not enrolled, but takes tunnels on port 15008 itself
 }
 
 // Arena is a running lab.
@@ -138,6 +139,9 @@ func (a *Arena) add(tb testing.TB, pods []Pod) {
 		mode := "none"
 		if p.Mesh {
 			mode = "ambient"
+		}
+		if p.Own {
+			mode += ", networking.istio.io/tunnel: http"
 		}
 		yaml.WriteString(strings.NewReplacer("NAME", p.Name, "MODE", mode, "NODE", p.Node, "SELF", a.self, "WAIT", waitVerb).Replace(podYAML))
 	}

@@ -19,6 +19,7 @@ type attack struct {
 	run     func(ctx context.Context, p *peer) // until ctx ends or the connection does
 	mob     func(ctx context.Context, m *mob) error
 	want    []string // each connection ends in one of these ways
+	deafApp bool     // as a server: the application that called does not read
 	grow    int64    // MiB of memory that the proxy may take more than before; 0 = 48
 }
 

@@ -10,6 +10,9 @@
 // interleaved windows; the ratio itself is judged by perf on a quiet machine
 // (MARROW_HOSTILE_WINDOW=2s makes the windows longer).
 //
+// The other direction has its own table (impostor_test.go): the far end of a tunnel
+// is in hostile hands, and the client's proxy is watched.
+//
 // The attacker runs in a pod beside the mesh, at the lowest priority: in life it
 // burns another machine's CPU. It speaks through its own framer and TLS records
 // (peer_test.go, forge_test.go), which keep no rule.

@@ -158,3 +158,54 @@ func ends(m map[string]int) string {
 
 // slack is for goroutines and sockets that come and go with the proxy's own life: discovery, the admin page that is asked.
 const slack = 6
+
+// TestHostileServers: the far end of a tunnel is in hostile hands, and the proxy on the client's side has other clients too.
+func TestHostileServers(t *testing.T) {
+	a := arena.Up(t, arena.Pod{Name: "client", Node: "node-1", Mesh: true}, arena.Pod{Name: "caller", Node: "node-1", Mesh: true},
+		arena.Pod{Name: "server", Node: "node-2", Mesh: true}, arena.Pod{Name: "evil", Node: "node-2", Own: true})
+	evil, caller := a.Agent(t, arena.InPod("evil")), a.Agent(t, arena.InPod("caller"))
+	g := &ground{server: a.IP(t, "server").String(), neighbour: a.Agent(t, arena.InPod("client")), watcher: a.Watch(t, "node-1")}
+	arena.Do[None](t, a.Agent(t, arena.InPod("server")), "Victim.Serve", None{})
+	g.ask(t, time.Second)
+	g.calm = g.watcher.Look(t)
+	addr := net.JoinHostPort(a.IP(t, "evil").String(), "80")
+	for _, row := range impostures() {
+		t.Run(row.name, func(t *testing.T) {
+			window := 300 * time.Millisecond
+			if row.deafApp {
+				window = time.Second // the sockets between fill first
+			}
+			before := g.watcher.Look(t)
+			arena.Do[None](t, g.watcher, "Watcher.Begin", None{})
+			arena.Do[None](t, evil, "Impostor.Begin", Assault{Name: row.name, Pod: "evil", For: window})
+			done := make(chan Outcome, 1)
+			go func() {
+				var out Outcome
+				if err := caller.Call(20*time.Second, "Caller.Call", Window{Addr: addr, For: window, Deaf: row.deafApp}, &out); err != nil {
+					out.Notes = append(out.Notes, err.Error())
+				}
+				done <- out
+			}()
+			r := g.ask(t, window)
+			called := <-done
+			time.Sleep(50 * time.Millisecond)
+			conns := arena.Do[Outcome](t, evil, "Impostor.End", None{})
+			peak := arena.Do[int64](t, g.watcher, "Watcher.Peak", None{})
+			if len(called.Ends) == 0 || r.Count == 0 || r.P99 > time.Second {
+				t.Errorf("calls %v %q; the neighbour made %d round trips, p99 %v", called.Ends, called.Notes, r.Count, r.P99)
+			}
+			for end, n := range conns.Ends {
+				if !slices.Contains(row.want, end) {
+					t.Errorf("%d tunnels ended with %q, want one of %q; %q", n, end, row.want, conns.Notes)
+				}
+			}
+			if grown := peak - before.RSS; grown > row.growth() {
+				t.Errorf("the proxy grew by %.1f MiB, from %.1f", mib(grown), mib(before.RSS))
+			}
+			g.watcher.Settled(t, g.calm, slack, 5*time.Second)
+			g.line = append(g.line, fmt.Sprintf("%-40s %8d %8.1f %9v  %-60s %s", row.name, conns.Sent, mib(peak), r.P99.Round(time.Microsecond), ends(conns.Ends), ends(called.Ends)))
+		})
+	}
+	t.Logf("the client's proxy at rest before: %.1f MiB\n%-40s %8s %8s %9s  %-60s %s\n%s", mib(g.calm.RSS),
+		"imposture", "sent", "peak MiB", "p99 under", "tunnels", "calls", strings.Join(g.line, "\n"))
+}

@@ -24,7 +24,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(arena.Main(m, &Victim{}, &Neighbour{}, &Attacker{}, &Dozer{}))
+	os.Exit(arena.Main(m, &Victim{}, &Neighbour{}, &Attacker{}, &Dozer{}, &Impostor{}, &Caller{}))
 }
 
 // Ports of the pod server.
@@ -47,6 +47,7 @@ func (*Victim) Serve(None, *None) error {
 	for port, serve := range map[string]func(net.Conn){
 		echoPort: func(c net.Conn) { _, _ = io.Copy(c, c) },
 		sourcePort: func(c net.Conn) {
+			_ = c.(*net.TCPConn).SetWriteBuffer(16 << 10) // else hundreds of full sockets are what the machine is busy with
 			for {
 				if _, err := c.Write(zeros); err != nil {
 					return
@@ -94,6 +95,7 @@ type Rounds struct {
 type Window struct {
 	Addr string
 	For  time.Duration
+	Deaf bool // Caller: read nothing before the end
 }
 
 // Ask makes round trips of 100 bytes, one after the other, on the connection of the calls before.
@@ -202,8 +204,10 @@ func (a attack) once(ctx context.Context, cert *mtls.Certificate, server string,
 	return nil
 }
 
-// last gives every thread of this process the lowest priority: in life the attacker burns the CPU of another machine.
+// last gives this process the lowest priority, by its threads and by its session, whichever the kernel goes by: in life
+// the attacker burns the CPU of another machine.
 func last() {
+	_ = os.WriteFile("/proc/self/autogroup", []byte("19"), 0)
 	threads, _ := os.ReadDir("/proc/self/task")
 	for _, t := range threads {
 		if id, err := strconv.Atoi(t.Name()); err == nil {

@@ -34,6 +34,7 @@ type peer struct {
 	block  bytes.Buffer
 	hpack  *hpack.Encoder
 	next   uint32       // stream id
+	asked  uint32       // as a server: the stream of the first request
 	sent   atomic.Int64 // frames, or records
 
 	ack   sync.Mutex // guards ping acknowledgements and settings against the flood
@@ -49,8 +50,10 @@ type seen struct {
 	resets  atomic.Int64
 	data    atomic.Int64 // bytes
 	pong    atomic.Uint64
-	err     error // why reading ended; after ended
-	onData  func(f *http2.DataFrame)
+	// lastStream is the one of the last HEADERS.
+	lastStream atomic.Uint32
+	err        error // why reading ended; after ended
+	onData     func(f *http2.DataFrame)
 }
 
 // manners say how a connection begins.
@@ -231,6 +234,7 @@ func (p *peer) read() {
 					p.ok.Add(1)
 				}
 			}
+			p.lastStream.Store(f.StreamID)
 			p.answers.Add(1)
 		case *http2.DataFrame:
 			p.data.Add(int64(len(f.Data())))
