@@ -287,6 +287,32 @@ func scenarios() []scenario {
 			say(s.t, c, "who am I")
 			_ = c.Close()
 		}},
+		{name: "the service that the client named", play: func(s *stage) {
+			both := *s.b.work
+			member("first")(&both)
+			named := workload("b", "10.0.0.2", member("second"))
+			both.Services = append(both.Services, named.Services...)
+			s.apply(mesh.Batch{
+				Workloads: []*mesh.Workload{&both},
+				Services:  []*mesh.Service{service("first", "10.96.0.1", 80, 8080), service("second", "10.96.0.2", 80, 8080)},
+			})
+			s.b.echo(8080)
+			c := s.a.connect("10.96.0.2:80")
+			say(s.t, c, "hello")
+			_ = c.Close()
+			settle()
+			s.note("destinations of second: %d lines", len(s.log.with("connection complete", `dst.service="second.shop.svc"`)))
+		}},
+		{name: "a waypoint answers for the service", far: true, play: func(s *stage) {
+			web := service("web", "10.96.0.1", 80, 8080)
+			web.Waypoint = &mesh.GatewayAddress{Host: mesh.NamespacedHostname{Namespace: "shop", Hostname: "wp.shop.svc"}, Port: 15008}
+			wp := s.pod("wp", "10.0.1.1", member("wp"))
+			s.apply(mesh.Batch{Services: []*mesh.Service{web, service("wp", "10.96.0.9", 15008, 15008)}})
+			wp.echo(80)
+			c := s.a.connect("10.96.0.1:80")
+			say(s.t, c, "by the waypoint")
+			_ = c.Close()
+		}},
 		{name: "the destination has another identity", refused: true, loose: true, play: func(s *stage) {
 			s.give(s.b, s.ca, "spiffe://cluster.local/ns/shop/sa/other")
 			refusal(s)
