@@ -6,7 +6,7 @@
 // where they are and are listed once more in the summary.
 //
 // What it never does: it judges nothing itself, reaches for no network (the page
-// is one file without foreign parts), and reads no clock: the same run gives the
+// is one file without foreign parts: TestPageIsOneFile), and reads no clock: the same run gives the
 // same bytes (TestWriteIsDeterministic).
 //
 // Invariants:

@@ -171,7 +171,7 @@ func (a artist) describe(r result.Row, u unit) string {
 		}
 	}
 	for _, p := range sorted(r.Ratio) {
-		parts = append(parts, "marrow divided by "+p+" "+ratioText(r.Ratio[p]))
+		parts = append(parts, "marrow divided by "+p+" "+rowRatio(r, p))
 	}
 	return upper(metricName(r.Metric)) + ": " + strings.Join(parts, "; ") + "."
 }
@@ -314,7 +314,7 @@ func (a artist) standings() (drawing, bool) {
 func (a artist) standing(r result.Row, peer string, q result.Ratio) plot.Standing {
 	s := plot.Standing{
 		Group: r.Goal, Name: r.Scenario + ": " + metricName(r.Metric), Colour: 1, Point: q.Point, Low: q.Low, High: q.High, Ship: r.Ship, Ahead: r.Ahead,
-		Say: ratioText(q),
+		Say: rowRatio(r, peer),
 	}
 	if len(peersOf(a.file)) > 1 {
 		s.Name += " ÷ " + peer
@@ -322,7 +322,7 @@ func (a artist) standing(r result.Row, peer string, q result.Ratio) plot.Standin
 	}
 	if r.HigherIsBetter {
 		s.Point, s.Low, s.High, s.Ship, s.Ahead = over(q.Point), over(q.High), over(q.Low), over(r.Ship), over(r.Ahead)
-		s.Say = ratioText(q) + " ↑"
+		s.Say += " ↑"
 	}
 	return s
 }

@@ -116,6 +116,18 @@ func ratioText(r result.Ratio) string {
 	return fmt.Sprintf("%s [%s, %s]", ratioNumber(r.Point), ratioNumber(r.Low), ratioNumber(r.High))
 }
 
+// rowRatio is a row's ratio to a peer; of a single round there is no interval.
+func rowRatio(r result.Row, peer string) string {
+	q, ok := r.Ratio[peer]
+	switch {
+	case !ok:
+		return none
+	case r.Rounds < stats.MinRounds:
+		return ratioNumber(q.Point)
+	}
+	return ratioText(q)
+}
+
 // ratioNumber has two decimals, and more where the value is small, or so near
 // to 1 that two would hide on which side it is.
 func ratioNumber(v float64) string {

@@ -55,12 +55,8 @@ func markdownRow(add func(...string), r result.Row, impls, peers []string) {
 			cells = make([]string, 2+len(impls))
 		}
 		judged = true
-		ratio := none
-		if q, ok := r.Ratio[p]; ok {
-			ratio = ratioText(q)
-		}
 		v := stats.ParseVerdict(text)
-		add(append(cells, p, ratio, wonText(r, p), v.Difference, strings.TrimSpace(r.Goal+" "+standingText(v)))...)
+		add(append(cells, p, rowRatio(r, p), wonText(r, p), v.Difference, strings.TrimSpace(r.Goal+" "+standingText(v)))...)
 	}
 	if !judged {
 		add(cells...)

@@ -82,7 +82,7 @@ func render(run result.Run, f result.File) ([]byte, []drawing, error) {
 	var all []drawing
 	if d, ok := a.standings(); ok {
 		all = append(all, d)
-		p.GoalsFigure = template.HTML(d.figure.Inline()) //nolint:gosec // package plot escapes every label (FuzzLabels)
+		p.GoalsFigure = template.HTML(d.figure.Inline()) // package plot escapes every label (FuzzLabels)
 	}
 	p.Goals = goalLines(f)
 	p.Tiles = tiles(f)
@@ -195,7 +195,10 @@ func lineOf(r result.Row, peer string) line {
 		l.Metric += " ↑"
 	}
 	if q, ok := r.Ratio[peer]; ok {
-		l.Point, l.Interval = ratioNumber(q.Point), "["+ratioNumber(q.Low)+", "+ratioNumber(q.High)+"]"
+		l.Point = ratioNumber(q.Point)
+		if r.Rounds >= stats.MinRounds {
+			l.Interval = "[" + ratioNumber(q.Low) + ", " + ratioNumber(q.High) + "]"
+		}
 	}
 	v := stats.ParseVerdict(r.Verdict[peer])
 	l.Difference, l.Standing = v.Difference, standingText(v)
@@ -253,7 +256,7 @@ func (a artist) section(s result.Scenario, g group, ds []drawing) section {
 		out.Tables = append(out.Tables, a.table("Counted, not timed", counters))
 	}
 	for _, d := range ds {
-		out.Figures = append(out.Figures, template.HTML(d.figure.Inline())) //nolint:gosec // package plot escapes every label (FuzzLabels)
+		out.Figures = append(out.Figures, template.HTML(d.figure.Inline())) // package plot escapes every label (FuzzLabels)
 	}
 	return out
 }

@@ -71,7 +71,7 @@ func TestFailuresAreShown(t *testing.T) {
 	}
 	f := stats.Analyse(run)
 	out := string(tables(f))
-	for _, want := range []string{"bulk-1-up: other failed in every round: does not start", "base RSS against peer: marrow failed", "peer failed"} {
+	for _, want := range []string{"bulk-1-up: other failed in every round: does not start", "idle-10k: marrow failed in every round, peer did not", "peer failed", "P7 behind"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the tables do not say %q:\n%s", want, out)
 		}
@@ -99,6 +99,22 @@ func TestNothingCounts(t *testing.T) {
 	}
 	if _, _, err := render(run, f); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestOneRound: one round has no interval, and none is printed.
+func TestOneRound(t *testing.T) {
+	run := fixture("peer")
+	run.Samples = slices.DeleteFunc(run.Samples, func(s result.Sample) bool { return s.Round != 20 })
+	f := stats.Analyse(run)
+	html, _, err := render(run, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"tables": string(tables(f)), "page": string(html)} {
+		if interval := regexp.MustCompile(`\[\d.*, .*\d\]`).FindString(text); interval != "" || !strings.Contains(text, "too few rounds") {
+			t.Errorf("the %s hold %q", name, interval)
+		}
 	}
 }
 

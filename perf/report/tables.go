@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -124,10 +125,7 @@ func rowLines(r result.Row, impls, peers []string) [][]string {
 		if len(out) > 0 {
 			line = make([]string, 1+len(impls))
 		}
-		ratio := none
-		if q, ok := r.Ratio[p]; ok {
-			ratio = ratioText(q)
-		}
+		ratio := rowRatio(r, p)
 		if len(peers) > 1 {
 			line = append(line, p)
 		}
@@ -187,7 +185,7 @@ func machineText(w io.Writer, m result.Machine) {
 	_, _ = fmt.Fprintln(w, "machine")
 	for _, l := range machineLines(m) {
 		first := l.Name
-		for _, part := range wrap(l.Text, 92) {
+		for _, part := range wrap(l.Text) {
 			_, _ = fmt.Fprintf(w, "  %s  %s\n", pad(first, 14, false), part)
 			first = ""
 		}
@@ -195,8 +193,9 @@ func machineText(w io.Writer, m result.Machine) {
 	_, _ = fmt.Fprintln(w)
 }
 
-// wrap breaks s at spaces into lines of at most w columns, where it can.
-func wrap(s string, w int) []string {
+// wrap breaks s into lines for the machine block, at spaces where it can.
+func wrap(s string) []string {
+	const w = 92
 	var out []string
 	line := ""
 	for word := range strings.FieldsSeq(s) {
@@ -262,11 +261,7 @@ func summary(f result.File) (lines []goalLine, lost []string) {
 	for _, r := range f.Rows {
 		for _, p := range sorted(r.Verdict) {
 			v := stats.ParseVerdict(r.Verdict[p])
-			if v.Difference == stats.Lost || v.Difference == stats.Failed {
-				text := fmt.Sprintf("%s: %s against %s: %s", r.Scenario, metricName(r.Metric), p, v.Difference)
-				if q, ok := r.Ratio[p]; ok {
-					text += ", " + ratioText(q)
-				}
+			if text := loss(r, p, v); text != "" && !slices.Contains(lost, text) {
 				lost = append(lost, text)
 			}
 			i, known := at[[2]string{r.Goal, p}]
@@ -294,6 +289,22 @@ func summary(f result.File) (lines []goalLine, lost []string) {
 		}
 	}
 	return kept, lost
+}
+
+// loss says what a row loses, or nothing. Where marrow failed it says so once
+// for the scenario.
+func loss(r result.Row, peer string, v stats.Verdict) string {
+	switch v.Difference {
+	case stats.Lost:
+		text := fmt.Sprintf("%s: %s against %s: %s", r.Scenario, metricName(r.Metric), peer, v.Difference)
+		if _, ok := r.Ratio[peer]; ok {
+			text += ", " + rowRatio(r, peer)
+		}
+		return text
+	case stats.Failed:
+		return fmt.Sprintf("%s: %s in every round, %s did not", r.Scenario, v.Difference, peer)
+	}
+	return ""
 }
 
 // goalOrder is P1, P2, ... P10 as far as rows have them.

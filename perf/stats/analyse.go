@@ -114,7 +114,11 @@ func judge(row *result.Row, t table, seed uint64, m result.Metric, peer string) 
 		return
 	case len(ours) == 0:
 		if _, failed := never[result.Marrow]; failed {
-			row.Verdict[peer] = Failed
+			v := Verdict{Difference: Failed}
+			if unshown(m) != "" {
+				v.Standing = Behind
+			}
+			row.Verdict[peer] = v.String()
 		}
 		return
 	case len(theirs) == 0:

@@ -223,7 +223,7 @@ func TestFailures(t *testing.T) {
 	if cpu := row(t, f, "cpu"); cpu.Rounds != 8 || cpu.Verdict["peer"] != PeerFailed || cpu.Values[result.Marrow] == 0 {
 		t.Errorf("%+v", cpu)
 	}
-	if cpu := row(t, fail(result.Marrow), "cpu"); cpu.Rounds != 8 || cpu.Verdict["peer"] != Failed || cpu.Values["peer"] == 0 {
+	if cpu := row(t, fail(result.Marrow), "cpu"); cpu.Rounds != 8 || cpu.Verdict["peer"] != Failed+", "+Behind || cpu.Values["peer"] == 0 {
 		t.Errorf("%+v", cpu)
 	}
 	run := world(8)

@@ -27,7 +27,9 @@
 //
 // Invariants:
 //   - the interval holds the point (TestIntervalHoldsPoint);
-//   - a unit does not matter (TestScaleLeavesRatios).
+//   - a unit does not matter (TestScaleLeavesRatios), nor which of two comes
+//     first (TestSwapInvertsRatio);
+//   - what was measured keeps its row (TestAllRoundsDropped, TestFailures).
 //
 // Neighbours: result (what goes in and out), bench (follows the schedule),
 // report (prints the file).

@@ -21,7 +21,7 @@ const (
 	Ahead   = "ahead"          // the whole interval is beyond the bound "ahead"
 	Ship    = "ship"           // the whole interval is within the bound "ship"
 	Unshown = "ship not shown" // the point is within "ship", the interval is not
-	Behind  = "behind"         // the point is not within "ship"
+	Behind  = "behind"         // the point is not within "ship", or there is none as marrow failed
 )
 
 // Verdict is what one row says about one peer.

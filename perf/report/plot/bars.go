@@ -23,7 +23,7 @@ func Bars(t Text, bars []Bar) Figure {
 			}
 		}
 	}
-	x, ticks := linear(0, top, 6)
+	x, ticks := linear(0, top)
 	x.from, x.to = names, width-right-says
 	c := &canvas{}
 	c.heading(t, width, h)
@@ -103,7 +103,7 @@ func Standings(t Text, rows []Standing) Figure {
 		}
 		low, high := min(max(r.Low, lo), hi), min(max(r.High, lo), hi)
 		c.path("line "+stroke(r.Colour), "", []point{{x.at(low), y}, {x.at(high), y}})
-		c.mark(fill(r.Colour), tone(r.Colour), x.at(min(max(r.Point, lo), hi)), y, radius)
+		c.mark(fill(r.Colour), tone(r.Colour), x.at(min(max(r.Point, lo), hi)), y)
 		c.text("strong", "start", w-right-says+10, y+4, r.Say)
 	}
 	c.text("", "middle", (x.from+x.to)/2, h-14, t.X)

@@ -66,8 +66,8 @@ func (c *canvas) text(class, anchor string, x, y float64, s string) {
 }
 
 // upright writes s from bottom to top, centred on x, y.
-func (c *canvas) upright(class string, x, y float64, s string) {
-	c.add(`<text class="%s" text-anchor="middle" transform="translate(%s %s) rotate(-90)">%s</text>`, class, num(x), num(y), escape(s))
+func (c *canvas) upright(x, y float64, s string) {
+	c.add(`<text text-anchor="middle" transform="translate(%s %s) rotate(-90)">%s</text>`, num(x), num(y), escape(s))
 }
 
 // path joins points; it breaks where a point is no number.
@@ -93,7 +93,8 @@ func (c *canvas) path(class, dash string, points []point) {
 }
 
 // mark draws a series' own shape: colour is not the only difference.
-func (c *canvas) mark(class string, shape int, x, y, r float64) {
+func (c *canvas) mark(class string, shape int, x, y float64) {
+	const r = radius
 	if !finite(x, y) {
 		return
 	}

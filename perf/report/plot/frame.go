@@ -51,7 +51,7 @@ func (c *canvas) frame(t Text, top float64, x, y scale, xticks, yticks []tick) (
 	}
 	c.line("axis", left, height-bottom, width-right, height-bottom)
 	c.text("", "middle", (left+width-right)/2, height-14, t.X)
-	c.upright("", 18, (top+height-bottom)/2, t.Y)
+	c.upright(18, (top+height-bottom)/2, t.Y)
 	return x, y
 }
 
@@ -63,17 +63,13 @@ func (c *canvas) heading(t Text, w, h float64) {
 }
 
 // key draws the legend: a piece of line, the mark and the name per series.
-func (c *canvas) key(labels []Label, lines bool) {
+func (c *canvas) key(labels []Label) {
 	x := left
 	for _, l := range labels {
-		w := 14.0
-		if lines {
-			w = swatch
-			c.path("line "+stroke(l.Colour), dash(l.Colour), []point{{x, legend - 4}, {x + w, legend - 4}})
-		}
-		c.mark(fill(l.Colour), tone(l.Colour), x+w/2, legend-4, radius)
-		c.text("", "start", x+w+6, legend, l.Name)
-		x += w + 6 + wide(l.Name) + gap
+		c.path("line "+stroke(l.Colour), dash(l.Colour), []point{{x, legend - 4}, {x + swatch, legend - 4}})
+		c.mark(fill(l.Colour), tone(l.Colour), x+swatch/2, legend-4)
+		c.text("", "start", x+swatch+6, legend, l.Name)
+		x += swatch + 6 + wide(l.Name) + gap
 	}
 }
 

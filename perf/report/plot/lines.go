@@ -57,11 +57,11 @@ func Percentiles(t Text, curves []Curve) Figure {
 		c.path("line "+stroke(k.Colour), dash(k.Colour), ps)
 		for _, m := range []float64{0.5, 0.9, 0.99, 0.999, 0.9999} { // a mark where one reads
 			if v, ok := at(k.Points, m); ok && nines(m) <= last {
-				c.mark(fill(k.Colour), tone(k.Colour), x.at(nines(m)), y.at(v), radius)
+				c.mark(fill(k.Colour), tone(k.Colour), x.at(nines(m)), y.at(v))
 			}
 		}
 	}
-	c.key(labels, true)
+	c.key(labels)
 	return c.figure(t, width, height)
 }
 
@@ -112,7 +112,7 @@ func Drift(t Text, rounds []int, out []bool, tracks []Track) Figure {
 	if lo >= 0 && lo < 0.6*hi {
 		lo = 0
 	}
-	y, yticks := linear(lo, hi, 6)
+	y, yticks := linear(lo, hi)
 	first, last := 1.0, 2.0
 	if n := len(rounds); n > 0 {
 		first, last = float64(rounds[0]), max(float64(rounds[n-1]), float64(rounds[0])+1)
@@ -147,10 +147,10 @@ func Drift(t Text, rounds []int, out []bool, tracks []Track) Figure {
 			if i < len(out) && out[i] {
 				class = "hollow " + stroke(k.Colour)
 			}
-			c.mark(class, tone(k.Colour), x.at(float64(rounds[i])), y.at(v), radius)
+			c.mark(class, tone(k.Colour), x.at(float64(rounds[i])), y.at(v))
 		}
 	}
-	c.key(labels, true)
+	c.key(labels)
 	return c.figure(t, width, height)
 }
 
@@ -186,7 +186,7 @@ func Pairs(t Text, columns []Column) Figure {
 	if lo >= 0 && lo < 0.6*hi {
 		lo = 0
 	}
-	y, yticks := linear(lo, hi, 6)
+	y, yticks := linear(lo, hi)
 	var xticks []tick
 	for i, k := range columns {
 		xticks = append(xticks, tick{float64(i), k.Name})
@@ -209,7 +209,7 @@ func Pairs(t Text, columns []Column) Figure {
 	for i, k := range columns {
 		at := x.at(float64(i))
 		for _, v := range k.Values {
-			c.mark(fill(k.Colour), tone(k.Colour), at, y.at(v), radius)
+			c.mark(fill(k.Colour), tone(k.Colour), at, y.at(v))
 		}
 		typical := y.at(k.Typical)
 		c.line("whisker", at-16, typical, at+16, typical)

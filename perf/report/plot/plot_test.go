@@ -124,7 +124,7 @@ func TestScales(t *testing.T) {
 	}{
 		{0, 4.6, "0 1 2 3 4 5"}, {0, 0.72, "0.0 0.2 0.4 0.6 0.8"}, {81, 99, "80 85 90 95 100"}, {5, 5, "4.4 4.6 4.8 5.0 5.2 5.4 5.6"}, {0, 1234, "0 500 1000 1500"},
 	} {
-		if _, ts := linear(x.lo, x.hi, 6); labels(ts) != x.want {
+		if _, ts := linear(x.lo, x.hi); labels(ts) != x.want {
 			t.Errorf("linear %g to %g: %s, want %s", x.lo, x.hi, labels(ts), x.want)
 		}
 	}

@@ -34,9 +34,9 @@ type tick struct {
 	label string
 }
 
-// linear makes a scale from lo to hi, widened to round numbers, with about n
-// ticks.
-func linear(lo, hi float64, n int) (scale, []tick) {
+// linear makes a scale from lo to hi, widened to round numbers.
+func linear(lo, hi float64) (scale, []tick) {
+	const ticksWanted = 6
 	if !finiteAll(lo, hi) || hi < lo {
 		lo, hi = 0, 1
 	}
@@ -46,7 +46,7 @@ func linear(lo, hi float64, n int) (scale, []tick) {
 	if hi-lo < 1e-9*max(math.Abs(lo), math.Abs(hi)) { // a difference of rounding
 		lo, hi = lo-1e-9*math.Abs(lo), hi+1e-9*math.Abs(hi)
 	}
-	step := round125((hi - lo) / float64(n))
+	step := round125((hi - lo) / ticksWanted)
 	first, last := math.Floor(lo/step+1e-9), math.Ceil(hi/step-1e-9)
 	digits := max(0, -int(math.Floor(math.Log10(step)+1e-9)))
 	var ticks []tick
