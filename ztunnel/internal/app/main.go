@@ -31,6 +31,9 @@ func Main(args []string) int {
 	}
 	switch command {
 	case "proxy":
+		if err := conf.Steady(); err != nil {
+			_, _ = fmt.Fprintf(os.Stderr, "ztunnel: small messages will cost more: %v\n", err)
+		}
 		return run.Main("ztunnel", func(ctx context.Context) error { return Run(ctx, FromSystem()) })
 	case "version":
 		_ = json.NewEncoder(os.Stdout).Encode(obs.BuildInfo(""))
