@@ -360,6 +360,62 @@ func TestOpenSSLEnds(t *testing.T) {
 	})
 }
 
+// TestOpenSSLRetries: a HelloRetryRequest makes the handshake longer, not
+// other.
+func TestOpenSSLRetries(t *testing.T) {
+	needOpenSSL(t)
+	for client, groups := range map[bool]string{true: "P-384", false: "P-521:P-256"} {
+		c, o := against(t, client, 0, "-groups", groups)
+		if _, err := o.in.Write([]byte("message\n")); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, 20)
+		if n, err := c.Read(got); err != nil || string(got[:n]) != "message\n" {
+			t.Errorf("client=%t: %q, %v", client, got[:n], err)
+		}
+		if _, err := c.Write([]byte("answer")); err != nil {
+			t.Error(err)
+		}
+		o.out.until(t, "answer", func(b []byte) bool { return bytes.Contains(b, []byte("answer")) })
+	}
+}
+
+// TestOpenSSLChaCha: a suite that is not ours leaves crypto/tls in charge,
+// with what has arrived behind the handshake.
+func TestOpenSSLChaCha(t *testing.T) {
+	needOpenSSL(t)
+	ca := newAuthority(t, "root")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	args := []string{"s_client", "-connect", l.Addr().String(), "-tls1_3", "-alpn", "h2", "-quiet", "-ciphersuites", "TLS_CHACHA20_POLY1305_SHA256"}
+	o := runOpenSSL(t, append(args, files(t, ca.issue(t, idB, nil))...)...)
+	up := random(300000)
+	go func() { _, _ = o.in.Write(up) }()
+	raw, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, _, err := Server(t.Context(), raw, ca.issue(t, idA, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if Suite(c) != tls.TLS_CHACHA20_POLY1305_SHA256 || isOwn(c) {
+		t.Fatalf("suite %#x, %T", Suite(c), c)
+	}
+	got := make([]byte, len(up))
+	if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, up) {
+		t.Fatalf("other bytes, or %v", err)
+	}
+	if _, err := c.Write(up); err != nil {
+		t.Fatal(err)
+	}
+	o.out.until(t, "all bytes", func(b []byte) bool { return bytes.Equal(b, up) })
+}
+
 // TestOpenSSLIsRefused without a certificate, by an alert that it can read:
 // the server's record layer is still crypto/tls' then.
 func TestOpenSSLIsRefused(t *testing.T) {

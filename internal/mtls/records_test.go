@@ -3,12 +3,15 @@ package mtls
 import (
 	"bytes"
 	"context"
+	"crypto/fips140"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +64,24 @@ func TestWhoKeepsRecords(t *testing.T) {
 	a, b = pair(t)
 	if c, s := connect(t, a, b, std(), Handshaker{}); isOwn(c) || !isOwn(s) {
 		t.Errorf("%T, %T", c, s)
+	}
+}
+
+// TestFIPS: in FIPS mode, which a process is started in, crypto/tls keeps the
+// records.
+func TestFIPS(t *testing.T) {
+	if fips140.Enabled() {
+		a, b := pair(t)
+		if c, s := connect(t, a, b, Handshaker{}, Handshaker{}); isOwn(c) || isOwn(s) {
+			t.Errorf("%T, %T", c, s)
+		}
+		return
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFIPS$", "-test.v")
+	cmd.Env = append(os.Environ(), "GODEBUG=fips140=on")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestFIPS")) {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"testing"
+	"testing/iotest"
 
 	"github.com/marrowmesh/marrow/internal/burst"
 )
@@ -48,7 +49,11 @@ func FuzzRecords(f *testing.F) {
 				_ = p.out.next()
 			}
 		}
-		nc := &canned{r: bytes.NewReader(append(wire, raw...))}
+		var r io.Reader = bytes.NewReader(append(wire, raw...))
+		if len(raw)%2 == 1 {
+			r = iotest.OneByteReader(r)
+		}
+		nc := &canned{r: r}
 		c, err := New(nc, b)
 		if err != nil {
 			t.Fatal(err)
