@@ -33,6 +33,8 @@ const (
 	smallWrite       = 16 << 10    // what is copied behind somebody's write instead of waiting for it
 	crumbPiece       = 2 << 10     // pieces that are collected when several come at once
 	crumbSize        = 256         // a window that lets us send less than this is not worth the frame
+	headerTable      = 4096        // bytes of header compression's memory, each way
+	exportWait       = time.Second // what Export gives the peer to answer
 	maxControlFrame  = 128 << 10   // any frame but DATA: two whole header lists
 	maxBlockFrames   = 256         // HEADERS and CONTINUATIONs of one header block
 	maxInformational = 10          // 1xx responses before the final one

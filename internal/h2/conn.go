@@ -38,6 +38,15 @@ type Conn struct {
 	guard guard
 	ping  pinger
 	stats Stats
+
+	move move
+}
+
+// move is what Export waits for.
+type move struct {
+	unacked int           // SETTINGS of ours that the peer has not acknowledged
+	acked   chan struct{} // closed when it has all; nil if nobody waits
+	stopped chan struct{} // closed by the reading goroutine; nil if it goes on
 }
 
 // Stats counts what a connection did. Frames are HTTP/2 frames (a header
@@ -63,7 +72,8 @@ func (c *Conn) Stats() Stats {
 
 // peer is what the other side said in its SETTINGS.
 type peer struct {
-	seen       bool // its first SETTINGS arrived
+	seen       bool   // its first SETTINGS arrived
+	table      uint32 // of its header decoder, at most headerTable
 	window     int64
 	maxFrame   uint32
 	maxStreams uint32
@@ -121,7 +131,7 @@ func newConn(nc net.Conn, cfg Config, r role) *Conn {
 		nc: nc, cfg: cfg.withDefaults(r), role: r,
 		done: make(chan struct{}),
 		send: defaultWindow,
-		peer: peer{window: defaultWindow, maxFrame: defaultMaxFrame, maxStreams: assumedStreams},
+		peer: peer{window: defaultWindow, maxFrame: defaultMaxFrame, maxStreams: assumedStreams, table: headerTable},
 		set:  streamSet{open: make(map[uint32]*Stream)},
 	}
 	c.recv.window = window{size: int64(c.cfg.ConnWindow), left: int64(c.cfg.ConnWindow)}
@@ -144,7 +154,7 @@ func (c *Conn) greet() {
 	} else {
 		s = append(s, http2.Setting{ID: http2.SettingEnablePush, Val: 0})
 	}
-	c.out.settings(s...)
+	c.settings(s...)
 	if more := c.cfg.ConnWindow - defaultWindow; more > 0 {
 		c.out.windowUpdate(0, more)
 	}

@@ -30,6 +30,10 @@
 // Config.Queue and one connection window (80 MiB); 199 stalled streams of
 // 256 KiB hold 50 MiB in slabs that make the heap grow by 62 MiB.
 //
+// Handing over. Export stops a connection between two bytes, Restore goes on
+// elsewhere. Header compression is on until then: Export first has the peer
+// forget its table.
+//
 // Memory. An idle connection has no buffer, an idle stream no goroutine and
 // about 500 bytes here.
 //
@@ -43,6 +47,8 @@
 //   - Streams that send share a connection in turns (TestTurns).
 //   - One goroutine at a time is at a Sink; done comes once, last
 //     (TestDeliver, TestDeliverEnds).
+//   - A connection that is handed over loses and doubles no byte
+//     (TestHandOverLosesNothing, TestHandOverWithinAFrame).
 //   - Nothing is allocated to relay a frame (TestRelayingAllocatesNothing).
 //   - Everything that a peer can make us do for free is counted: resets, its
 //     own and provoked, settings, pings, empty frames, unknown frames, header

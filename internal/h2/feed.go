@@ -71,7 +71,7 @@ const (
 )
 
 func (in *input) init(cfg Config, r role) {
-	in.dec = hpack.NewDecoder(4096, func(f hpack.HeaderField) { in.block.emit(in.dec, f) })
+	in.dec = hpack.NewDecoder(headerTable, func(f hpack.HeaderField) { in.block.emit(in.dec, f) })
 	in.dec.SetMaxStringLength(int(cfg.MaxHeaderList))
 	in.hold = in.small[:0]
 	if r == client {
@@ -315,7 +315,9 @@ func (c *Conn) control(fh http2.FrameHeader, b []byte) error {
 
 // readAll feeds the parser until the connection ends.
 func (c *Conn) readAll() error {
-	c.readDeadline(time.Now().Add(prefaceTimeout))
+	if c.in.phase != atFrames {
+		c.readDeadline(time.Now().Add(prefaceTimeout))
+	}
 	err := feedFrom(c.nc, c.feed)
 	if err != nil {
 		return err

@@ -29,6 +29,7 @@ type outbox struct {
 	turns    []*Stream // have something to send and window for it, oldest first
 	lent     []loan    // what the write under way has of streams' own memory
 	flushing bool
+	frozen   bool      // turns wait: Export wants the queue empty
 	frames   uint64    // so far
 	writes   uint64    // calls to the connection
 	idle     sync.Cond // flushing became false
@@ -135,7 +136,7 @@ const inlineRounds = 2
 
 // work reports whether there is something that may be written.
 func (c *Conn) work() bool {
-	return c.out.queue.size > 0 || len(c.out.turns) > 0 && c.send > 0
+	return c.out.queue.size > 0 || !c.out.frozen && len(c.out.turns) > 0 && c.send > 0
 }
 
 // flush writes the outbox to the connection unless somebody does already.
@@ -289,7 +290,7 @@ func (c *Conn) lend(queued int) (total int) {
 		turn = sharedTurn
 	}
 	n := 0
-	for ; n < len(o.turns) && c.send > 0 && (total == 0 || queued+total < maxTurn); n++ {
+	for ; !o.frozen && n < len(o.turns) && c.send > 0 && (total == 0 || queued+total < maxTurn); n++ {
 		s := o.turns[n]
 		s.w.turn = false
 		if s.cause == nil && !s.closed && !s.localEnd && s.w.rest != nil && s.send > 0 {

@@ -18,6 +18,9 @@ var errPeerClosed = fmt.Errorf("closed by the peer: %w", io.ErrUnexpectedEOF)
 // end: whatever ends the connection, this closes it.
 func (c *Conn) readLoop() {
 	err := c.readAll()
+	if c.moved(err) {
+		return
+	}
 	c.mu.Lock()
 	if c.err == nil {
 		c.failRead(err)
@@ -130,7 +133,7 @@ func (c *Conn) mistake(s *Stream, cause *ResetError) error {
 
 func (c *Conn) onSettings(f *http2.SettingsFrame) error {
 	if f.IsAck() {
-		return nil
+		return c.onAck()
 	}
 	if err := c.guard.settings.spend(time.Now()); err != nil {
 		return err
@@ -166,14 +169,15 @@ func (c *Conn) onSetting(s http2.Setting) error {
 	switch s.ID {
 	case http2.SettingInitialWindowSize:
 		c.peer.window = int64(s.Val)
+	case http2.SettingHeaderTableSize:
+		c.peer.table = min(s.Val, headerTable)
+		c.out.enc.SetMaxDynamicTableSize(c.peer.table)
 	case http2.SettingMaxFrameSize:
 		c.peer.maxFrame = s.Val
 	case http2.SettingMaxConcurrentStreams:
 		c.peer.maxStreams = min(s.Val, maxWindow)
 	case http2.SettingMaxHeaderListSize:
 		c.peer.maxHeaders = s.Val
-	case http2.SettingHeaderTableSize:
-		c.out.enc.SetMaxDynamicTableSize(min(s.Val, 4096))
 	default: // the other settings speak of what we do not send (RFC 9113 6.5.2: ignore)
 	}
 	return nil

@@ -59,7 +59,7 @@ func (s *Stream) write(p []byte, slab bool) (int, error) {
 		return 0, err
 	}
 	if n := int64(len(data)); n <= smallWrite && n <= min(s.send, c.send, int64(c.peer.maxFrame)) && c.out.queue.size < outboxLimit &&
-		(c.out.flushing || !slab) {
+		(c.out.flushing || !slab) && !c.out.frozen {
 		s.copyOut(data)
 		c.flush(nil)
 		return len(data), nil
@@ -73,7 +73,7 @@ func (s *Stream) write(p []byte, slab bool) (int, error) {
 		case s.sendable() != nil:
 			err = s.sendable()
 			s.giveUp()
-		case s.w.turn && c.send > 0 && !c.out.flushing:
+		case s.w.turn && c.send > 0 && !c.out.flushing && !c.out.frozen:
 			c.flush(s)
 		default:
 			s.wake.Wait()

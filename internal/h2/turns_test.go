@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -166,7 +167,8 @@ func TestRelayingAllocatesNothing(t *testing.T) {
 			}
 			run()
 			before := srv.Stats()
-			if n := testing.AllocsPerRun(5, run); n != 0 {
+			defer debug.SetGCPercent(debug.SetGCPercent(-1)) // a collection empties the pools
+			if n := testing.AllocsPerRun(5, run); n != 0 && !raceDetector {
 				t.Errorf("%v allocations for 1,000 frames", n)
 			}
 			after := srv.Stats()

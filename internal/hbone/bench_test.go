@@ -2,6 +2,7 @@ package hbone
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"sync/atomic"
 	"testing"
@@ -122,6 +123,24 @@ func BenchmarkOpen(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		s, _, err := cl.Connect(b.Context(), "x:1", nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_ = s.CloseWrite()
+		_, _ = io.Copy(io.Discard, s)
+	}
+}
+
+// BenchmarkOpenHeaders opens tunnels with the headers that ztunnel sends.
+func BenchmarkOpenHeaders(b *testing.B) {
+	cl, _ := tunnel(b, echo)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		s, _, err := cl.Connect(b.Context(), "10.0.0.2:8080", []Header{
+			{Name: "baggage", Value: "k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,k8s.deployment.name=a,service.name=a,service.version=v1"},
+			{Name: "forwarded", Value: fmt.Sprintf(`for="10.0.0.1:%d"`, 10_000+i%50_000)},
+			{Name: "traceparent", Value: fmt.Sprintf("00-0af7651916cd43dd8448eb21%08x-b7ad6b7169203331-00", i)},
+		})
 		if err != nil {
 			b.Fatal(err)
 		}

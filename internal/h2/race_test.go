@@ -1,0 +1,6 @@
+//go:build race
+
+package h2
+
+// raceDetector: it has sync.Pool forget at random.
+const raceDetector = true
