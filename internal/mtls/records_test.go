@@ -96,6 +96,9 @@ func TestAgainstStandard(t *testing.T) {
 			} else {
 				a, b = net.Pipe()
 			}
+			if chop := rapid.SampledFrom([]int{0, 1, 3, 700}).Draw(rt, "bytes at a time"); chop > 0 {
+				a, b = chopped{a, chop, new(int)}, chopped{b, chop, new(int)}
+			}
 			var own, other Conn
 			if ourClient {
 				own, other = connect(t, a, b, Handshaker{}, std())
@@ -120,6 +123,22 @@ func TestAgainstStandard(t *testing.T) {
 			_, _ = a.Close(), b.Close()
 		})
 	}
+}
+
+// chopped gives the handshake's bytes, and some more, in small pieces.
+type chopped struct {
+	net.Conn
+	size int
+	read *int
+}
+
+func (c chopped) Read(p []byte) (int, error) {
+	if *c.read < 10000 {
+		p = p[:min(c.size, len(p))]
+	}
+	n, err := c.Conn.Read(p)
+	*c.read += n
+	return n, err
 }
 
 func writeSizes(c Conn, sizes []int, owned bool) error {
@@ -390,6 +409,99 @@ func TestCutHandshake(t *testing.T) {
 			t.Errorf("%.20q: %v, crypto/tls says %v", wire, own, plain)
 		}
 	}
+}
+
+// flipping changes one bit of what it reads.
+type flipping struct {
+	net.Conn
+	at, bit int
+	read    int
+}
+
+func (f *flipping) Read(p []byte) (int, error) {
+	n, err := f.Conn.Read(p)
+	if k := f.at - f.read; k >= 0 && k < n {
+		p[k] ^= 1 << f.bit
+	}
+	f.read += n
+	return n, err
+}
+
+// TestFlipsInHandshake: whatever bit of the handshake or of what follows is
+// changed on its way to us, no other byte than what was sent is delivered, and
+// nothing is kept.
+func TestFlipsInHandshake(t *testing.T) {
+	ca := newAuthority(t, "root")
+	cl, srv := ca.issue(t, idA, nil), ca.issue(t, idB, nil)
+	before := burst.Out()
+	step := 5
+	if testing.Short() {
+		step = 41
+	}
+	for _, toClient := range []bool{true, false} {
+		passed := 0
+		for at := rand.IntN(step); at < 1500; at += step {
+			a, b := pair(t)
+			limit := time.Now().Add(300 * time.Millisecond)
+			_, _ = a.SetDeadline(limit), b.SetDeadline(limit)
+			flip := &flipping{at: at, bit: at % 8}
+			if toClient {
+				flip.Conn, a = a, flip
+			} else {
+				flip.Conn, b = b, flip
+			}
+			done := make(chan error, 1)
+			go func() {
+				c, _, err := Server(context.Background(), b, srv)
+				if err == nil {
+					err = say(c)
+				}
+				_ = b.Close()
+				done <- err
+			}()
+			c, _, err := Client(t.Context(), a, cl, []identity.ID{identity.MustParse(idB)})
+			if err == nil {
+				err = say(c)
+			}
+			_ = a.Close()
+			serr := <-done
+			for _, err := range []error{err, serr} {
+				if errors.Is(err, errOther) {
+					t.Fatalf("bit %d of byte %d: %v", at%8, at, err)
+				}
+			}
+			if err == nil && serr == nil && flip.read > at {
+				passed++
+				t.Logf("bit %d of byte %d is not looked at", at%8, at)
+			}
+		}
+		// A record's legacy version is nothing that anybody relies on.
+		if passed > 10 {
+			t.Errorf("%d changes went unnoticed", passed)
+		}
+	}
+	if out := burst.Out(); out > before {
+		t.Errorf("%d slabs are out", out-before)
+	}
+}
+
+var errOther = errors.New("other bytes were delivered")
+
+// say greets and wants to be greeted.
+func say(c Conn) error {
+	defer func() { _ = c.Close() }()
+	const greeting = "hello, hello, hello"
+	if _, err := c.Write([]byte(greeting)); err != nil {
+		return err
+	}
+	if err := c.CloseWrite(); err != nil {
+		return err
+	}
+	got, err := io.ReadAll(c)
+	if !strings.HasPrefix(greeting, string(got)) || err == nil && string(got) != greeting {
+		return errOther
+	}
+	return err
 }
 
 // TestPostQuantum: under the policy nothing else is agreed on, without it our

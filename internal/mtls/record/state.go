@@ -1,9 +1,11 @@
 package record
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -124,7 +126,7 @@ func New(nc net.Conn, st State) (*Conn, error) {
 
 func (c *Conn) restore(st State) {
 	if len(st.Early) > 0 {
-		c.in.early = append([]byte(nil), st.Early...)
+		c.in.early = bytes.Clone(st.Early)
 	}
 	if len(st.Plain) > 0 {
 		c.in.plain = burst.Get(len(st.Plain))
@@ -156,7 +158,7 @@ func (c *Conn) Export() (State, error) {
 	st := State{
 		Suite: in.suite.id, Client: in.post.client, Limit: out.limit, Update: out.owed.Load()&oweAnswer != 0,
 		SentClose: errors.Is(out.err, errSentClose), GotClose: errors.Is(in.err, errEnd),
-		Post: Post{Head: append([]byte(nil), in.post.head[:in.post.have]...), Skip: in.post.skip, Tickets: in.post.tickets},
+		Post: Post{Head: bytes.Clone(in.post.head[:in.post.have]), Skip: in.post.skip, Tickets: in.post.tickets},
 	}
 	if c.closed.Load() {
 		return State{}, net.ErrClosed
@@ -167,11 +169,11 @@ func (c *Conn) Export() (State, error) {
 	if out.err != nil && !st.SentClose {
 		return State{}, fmt.Errorf("export of a connection that has failed: %w", out.err)
 	}
-	st.In = Half{Secret: append([]byte(nil), in.secret[:in.suite.secret]...), Seq: in.seq}
-	st.Out = Half{Secret: append([]byte(nil), out.secret[:out.suite.secret]...), Seq: out.seq}
-	st.Early = append(append([]byte(nil), in.early...), in.feeder.Left()...)
+	st.In = Half{Secret: bytes.Clone(in.secret[:in.suite.secret]), Seq: in.seq}
+	st.Out = Half{Secret: bytes.Clone(out.secret[:out.suite.secret]), Seq: out.seq}
+	st.Early = slices.Concat(in.early, in.feeder.Left())
 	if in.plain != nil {
-		st.Plain = append([]byte(nil), in.plain.B[in.from:in.to]...)
+		st.Plain = bytes.Clone(in.plain.B[in.from:in.to])
 	}
 	in.err, out.err = ErrExported, ErrExported
 	out.owed.Store(0)

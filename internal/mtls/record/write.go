@@ -3,6 +3,7 @@ package record
 import (
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -277,7 +278,7 @@ func (c *Conn) pay() {
 		if c.out.err == nil && owed&oweAlert != 0 {
 			c.last(levelFatal, cause.Alert)
 		}
-		if c.out.err == nil || c.out.err == errSentClose { //nolint:errorlint // our own value
+		if c.out.err == nil || errors.Is(c.out.err, errSentClose) {
 			c.out.err = cause
 		}
 		return
@@ -333,11 +334,10 @@ func (c *Conn) CloseWrite() error {
 		c.out.mu.Lock()
 	}
 	defer c.unlockOut()
-	switch c.out.err {
-	case nil:
-	case errSentClose: //nolint:errorlint // our own value
+	if errors.Is(c.out.err, errSentClose) {
 		return nil
-	default:
+	}
+	if c.out.err != nil {
 		return c.out.err
 	}
 	b := c.out.small[:]
@@ -365,7 +365,7 @@ func (c *Conn) Close() error {
 	}
 	err := c.nc.Close()
 	c.out.mu.Lock()
-	if c.out.err == nil || c.out.err == errSentClose { //nolint:errorlint // our own value
+	if c.out.err == nil || errors.Is(c.out.err, errSentClose) {
 		c.out.err = net.ErrClosed
 	}
 	c.out.owed.Store(0)
