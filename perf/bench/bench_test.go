@@ -105,13 +105,13 @@ func TestSubtractRest(t *testing.T) {
 	}
 }
 
-func TestMetricValue(t *testing.T) {
-	text := "# TYPE x counter\nx{a=\"1\"} 3\nx 1.5e+06\nxy 7\n"
-	if n, ok := metricValue(text, "x"); !ok || n != 1.5e6 {
+func TestProfileValue(t *testing.T) {
+	text := "heap profile: 1: 2 [3: 4] @ heap/1\n# runtime.MemStats\n# Mallocs = 1500\n# Frees = 7\n"
+	if n, ok := profileValue(text, "Mallocs"); !ok || n != 1500 {
 		t.Errorf("%v %v", n, ok)
 	}
-	if _, ok := metricValue(text, "z"); ok {
-		t.Error("a metric that is not there")
+	if _, ok := profileValue(text, "Lookups"); ok {
+		t.Error("a value that is not there")
 	}
 }
 

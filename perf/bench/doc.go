@@ -11,6 +11,12 @@
 // counted in a further short phase behind the timed one, in the first rounds
 // only: counting costs time, and counts hardly vary.
 //
+// What is counted: system calls of every kind by the kernel's raw_syscalls
+// tracepoint (root only), context switches of living threads, heap allocations
+// of proxies in Go by the memory statistics of their heap profile, less those of
+// asking for it, TCP connections opened in the clients' network namespaces
+// (less the clients' own: tunnels), and TLS records on the wire.
+//
 // What it never does: it chooses no order, drops no round and judges nothing
 // (package stats does), and it touches nothing outside its own labs.
 //

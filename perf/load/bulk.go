@@ -26,7 +26,7 @@ func newBulk(ctx context.Context, s Spec) (*bulk, error) {
 }
 
 func (b *bulk) phase(ctx context.Context, d time.Duration) (Report, error) {
-	return together(b.set, d, func(_ int, c *net.TCPConn, end time.Time) (Report, error) {
+	return together(b.set, d, func(c *net.TCPConn, end time.Time) (Report, error) {
 		if b.spec.Kind == BulkDown {
 			return b.receive(c, end)
 		}

@@ -181,7 +181,7 @@ func greetBack(mode byte) func(int, *net.TCPConn) error {
 
 // together runs fn for every connection and adds their reports up. The first
 // error that is not an operation's own ends the phase.
-func together(s set, d time.Duration, fn func(i int, c *net.TCPConn, end time.Time) (Report, error)) (Report, error) {
+func together(s set, d time.Duration, fn func(c *net.TCPConn, end time.Time) (Report, error)) (Report, error) {
 	began := time.Now()
 	end := began.Add(d)
 	reports, errs := make([]Report, len(s)), make([]error, len(s))
@@ -189,7 +189,7 @@ func together(s set, d time.Duration, fn func(i int, c *net.TCPConn, end time.Ti
 	for i, c := range s {
 		work.Go(func() {
 			_ = c.SetDeadline(end.Add(patience))
-			reports[i], errs[i] = fn(i, c, end)
+			reports[i], errs[i] = fn(c, end)
 		})
 	}
 	work.Wait()

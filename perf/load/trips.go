@@ -46,7 +46,7 @@ func newClosed(ctx context.Context, s Spec) (*closed, error) {
 }
 
 func (w *closed) phase(ctx context.Context, d time.Duration) (Report, error) {
-	return together(w.set, d, func(_ int, c *net.TCPConn, end time.Time) (Report, error) {
+	return together(w.set, d, func(c *net.TCPConn, end time.Time) (Report, error) {
 		r := Report{Latency: &latency.Histogram{}}
 		buf := make([]byte, w.size)
 		for now := time.Now(); now.Before(end) && ctx.Err() == nil; {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -119,9 +120,13 @@ func parsePeer(text string, env []string) (bench.Impl, error) {
 		return bench.Impl{}, fmt.Errorf("--peer %q: must be name=command, and the name another than %s and %s: %w",
 			text, result.Direct, result.Marrow, errors.Join(err, errNoPeer))
 	}
-	// A relative path is the caller's, not the pod's.
-	if strings.Contains(words[0], "/") {
-		if words[0], err = filepath.Abs(words[0]); err != nil {
+	// A relative path is the caller's, not the pod's; the program may stand
+	// behind env and its variables.
+	for i, w := range words {
+		if _, err := os.Stat(w); err != nil || !strings.Contains(w, "/") {
+			continue
+		}
+		if words[i], err = filepath.Abs(w); err != nil {
 			return bench.Impl{}, err
 		}
 	}

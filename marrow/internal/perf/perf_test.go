@@ -2,6 +2,8 @@ package perf
 
 import (
 	"bytes"
+	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -10,11 +12,15 @@ import (
 
 func TestPlan(t *testing.T) {
 	now := time.Unix(5, 0)
-	p, err := Config{Quick: true, Peers: []string{"zt=bin/zt --flag 'a b'"}, PeerEnv: []string{"A=b"}}.plan(now)
+	t.Chdir(t.TempDir())
+	if err := errors.Join(os.Mkdir("bin", 0o755), os.WriteFile("bin/zt", nil, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	p, err := Config{Quick: true, Peers: []string{"zt=env X=y ./bin/zt --flag 'a b'"}, PeerEnv: []string{"A=b"}}.plan(now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(p.impls) != 3 || !filepath.IsAbs(p.impls[2].Ztunnel[0]) || p.impls[2].Ztunnel[2] != "a b" || p.impls[2].Env[0] != "A=b" || p.seed == 0 {
+	if len(p.impls) != 3 || !filepath.IsAbs(p.impls[2].Ztunnel[2]) || p.impls[2].Ztunnel[4] != "a b" || p.impls[2].Env[0] != "A=b" || p.seed == 0 {
 		t.Errorf("%+v", p)
 	}
 	p, err = Config{Scenario: "bulk-1-*", Rounds: 2, Impls: []string{"marrow"}, Seed: 9}.plan(now)
