@@ -2,7 +2,6 @@ package bench
 
 import (
 	"bytes"
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -120,15 +119,12 @@ func TestFailedBlockHasNoMetrics(t *testing.T) {
 	s := find(t, "bulk-1-up")
 	block := result.Block{Round: 1, Scenario: s.Name, Impl: result.Marrow}
 	cfg := Config{Scenarios: []scenario.Scenario{s}, Impls: []Impl{{Name: result.Marrow}}, Blocks: []result.Block{block}}
-	cfg.Lab.Nodes, cfg.Lab.BinDir = 2, t.TempDir()
-	cfg.Lab.Root = t.TempDir()
+	cfg.Lab.Root, cfg.Lab.Env = t.TempDir(), []string{"not a variable"}
 	b, err := newBench(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	sample := b.block(ctx, block, s)
+	sample := b.block(t.Context(), block, s)
 	if sample.Failed == "" || sample.Metrics != nil {
 		t.Errorf("%+v", sample)
 	}

@@ -119,9 +119,10 @@ func (s set) close() {
 // dialParallel is how many connections are being opened at a time.
 const dialParallel = 64
 
-// dial opens n connections and sends a greeting on each; first tells the i-th's.
+// dial opens n connections and sends a greeting on each.
 func dial(ctx context.Context, target string, n int, greet func(i int, c *net.TCPConn) error) (set, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	const each = 2 * time.Millisecond // a slow mesh on a busy machine still opens 500 a second
+	ctx, cancel := context.WithTimeout(ctx, patience+time.Duration(n)*each)
 	defer cancel()
 	out := make(set, n)
 	errs := make([]error, min(n, dialParallel))
