@@ -383,7 +383,7 @@ func TestHandshakeHoldsNothing(t *testing.T) {
 	shake(t, ca.issue(t, idA, nil), ca.issue(t, idB, nil), identity.MustParse(idB))
 	shake(t, ca.issue(t, idA, nil), other.issue(t, idB, nil), identity.MustParse(idB))
 	for range 100 {
-		if burst.Out() == before {
+		if burst.Out() <= before {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)

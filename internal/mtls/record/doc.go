@@ -25,9 +25,10 @@
 //   - Close wakes who reads and who writes (TestCloseUnblocks).
 //   - No slab is out while nothing has arrived (TestIdleHoldsNothing), and
 //     nothing is allocated per record (TestNoAllocations).
-//   - No byte is lost or read twice by Export and New (TestExport).
-//   - No key seals more than 2^24 records (TestRekey), and none that somebody
-//     else has used already (mtls' TestRefusesTakeOver).
+//   - No byte is lost or read twice by Export and New (TestExport,
+//     TestExportAnywhere).
+//   - No key seals more than 2^24 records and a KeyUpdate (TestRekey), and none
+//     is used that somebody else has begun to use (mtls' TestRefusesTakeOver).
 //
 // Neighbours: mtls hands connections over; h2 feeds from them; burst reads
 // the sockets.
