@@ -23,9 +23,9 @@ type Conn struct {
 	role   role
 	handle Handler // server only
 
-	in   input          // the reading goroutine's
-	wg   sync.WaitGroup // reading goroutine, flushers, drainers, handlers
-	done chan struct{}  // closed when err is set
+	in   input         // the reading goroutine's
+	wg   crew          // reading goroutine, flushers, drainers, handlers
+	done chan struct{} // closed when err is set
 
 	mu    sync.Mutex
 	err   error // why the connection ended; nil while it lives
@@ -96,7 +96,7 @@ type streamSet struct {
 	handlers int
 	reserved int             // client: places promised by Reserve
 	waiting  []chan struct{} // client: openers without a place, oldest first
-	recent   [32]uint32      // streams that we reset: what is still under way for them is no mistake
+	recent   [128]uint32     // streams that we reset: what is still under way for them is no mistake
 	recentAt int
 }
 

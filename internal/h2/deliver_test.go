@@ -276,3 +276,55 @@ type selfish struct{ s *Stream }
 
 func (f selfish) TryWrite(p []byte) (int, error) { _ = f.s.Close(); return len(p), nil }
 func (f selfish) Write(p []byte) (int, error)    { return len(p), nil }
+
+// TestLateDelivery: a stream is used while, and after, its connection ends and
+// somebody waits for that.
+func TestLateDelivery(t *testing.T) {
+	for range 50 {
+		a, b := net.Pipe()
+		c := NewClient(a, Config{PingInterval: -1})
+		go func() { _, _ = io.Copy(io.Discard, b) }()
+		fr := http2.NewFramer(b, nil)
+		_ = fr.WriteSettings()
+		all := []*Stream{open(t, c), open(t, c), open(t, c)}
+		_, _ = b.Write(tunnelTraffic()[9:800])
+		waited := make(chan struct{})
+		go func() { c.Wait(); close(waited) }()
+		_ = b.Close()
+		ends := make(chan error, len(all))
+		for i, s := range all {
+			if i == 1 {
+				<-waited
+			}
+			s.Deliver(newSink(t, -1), func(err error) { ends <- err })
+		}
+		for range all {
+			if err := <-ends; err == nil {
+				t.Error("done without an error on a connection that broke")
+			}
+		}
+	}
+}
+
+// TestLateAnswers: a client that gives up many streams at once is not hurt by
+// their answers.
+func TestLateAnswers(t *testing.T) {
+	lockstep(t, Config{MaxStreams: 200}, client, nil, func(c *Conn, w *wire) {
+		_ = w.fr.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 200})
+		synctest.Wait()
+		for range 200 {
+			s, err := c.Open(w.t.Context(), []Field{{":method", "CONNECT"}, {":authority", "a:1"}}, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = s.Close()
+		}
+		for id := uint32(1); id < 400; id += 2 {
+			w.headers(id, false, ":status", "200")
+		}
+		synctest.Wait()
+		if c.Err() != nil {
+			t.Errorf("ended by %v", c.Err())
+		}
+	})
+}

@@ -43,6 +43,6 @@ func newGuard(maxStreams uint32) guard {
 		empty:    budget{name: "empty DATA frames", burst: 1000, rate: 100},
 		odd:      budget{name: "frames without purpose", burst: 1000, rate: 200},
 		refused:  budget{name: "streams over the limit", burst: 2*streams + 100, rate: 100},
-		crumbs:   budget{name: "tiny WINDOW_UPDATE frames", burst: 1000, rate: 200},
+		crumbs:   budget{name: "tiny WINDOW_UPDATE frames", burst: 2000, rate: 1000},
 	}
 }

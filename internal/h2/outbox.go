@@ -149,7 +149,7 @@ func (c *Conn) flush(own *Stream) {
 	c.out.flushing = true
 	for round := 0; c.work() && c.err == nil; {
 		if round == inlineRounds {
-			c.wg.Add(1)
+			c.wg.Add()
 			go c.out.rest()
 			return
 		}
@@ -168,7 +168,7 @@ func (c *Conn) kick() {
 		return
 	}
 	c.out.flushing = true
-	c.wg.Add(1)
+	c.wg.Add()
 	go c.out.rest()
 }
 

@@ -224,6 +224,8 @@ func TestWriteSlabEnds(t *testing.T) {
 				if a.err == nil || b.err == nil || a.n+b.n != defaultWindow {
 					t.Errorf("%+v, %+v", a, b)
 				}
+				c.mu.Lock()
+				defer c.mu.Unlock()
 				if n := len(c.out.turns); n != 0 {
 					t.Errorf("%d streams wait for their turn", n)
 				}

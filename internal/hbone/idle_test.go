@@ -17,7 +17,7 @@ func (sink) Write(p []byte) (int, error)    { return len(p), nil }
 // goroutine of its own included: the server's handler, which is where the
 // application's socket is read.
 func TestIdleStreamIsSmall(t *testing.T) {
-	const conns, each, most = 20, 100, 8 << 10
+	const conns, each, most = 20, 100, 12 << 10
 	var clients []*Client
 	headers := []Header{
 		{Name: "baggage", Value: "k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,k8s.deployment.name=a,service.name=a,service.version=v1"},
