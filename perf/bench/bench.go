@@ -23,7 +23,16 @@ type Impl struct {
 	Ztunnel []string
 	// Env is added to the proxy's environment, NAME=value.
 	Env []string
+	// Plain is one of PlainPrograms: Ztunnel is then no ztunnel but that
+	// program's command, which forwards TCP in the place of a mesh.
+	Plain string
 }
+
+// mesh says whether the lab is in a mesh.
+func (i Impl) mesh() bool { return i.Name != result.Direct && i.Plain == "" }
+
+// proxied says whether something stands between the pods.
+func (i Impl) proxied() bool { return i.Name != result.Direct }
 
 // Config says what to run.
 type Config struct {
@@ -56,6 +65,7 @@ type bench struct {
 	counted   map[result.Block]int // round zero: scenario and implementation -> rounds with counts
 	rates     map[string]float64   // scenario -> rate of its HalfOf
 	ratios    []float64            // of all calibrations so far, sorted
+	waited    time.Duration        // for a calm machine, so far
 	clock     estimate             // of the time left
 	machine   result.Machine       // filled as it becomes known
 }
@@ -130,7 +140,7 @@ func newBench(cfg Config) (*bench, error) {
 			return nil, fmt.Errorf("block %+v names a scenario or an implementation that is not there", block)
 		}
 		// Without a mesh there is nothing to see of its proxies.
-		if block.Impl != result.Direct || !s.NeedsMesh() {
+		if (block.Impl != result.Direct || !s.NeedsMesh()) && b.impls[block.Impl].able(s) {
 			b.cfg.Blocks = append(b.cfg.Blocks, block)
 			b.clock.rest += s.Seconds
 		}
@@ -150,7 +160,7 @@ func (b *bench) boot(ctx context.Context) error {
 		if err := b.inspect(ctx, w); err != nil {
 			return fmt.Errorf("lab of %s: %w", i.Name, err)
 		}
-		if colds && i.Name != result.Direct {
+		if colds && i.mesh() {
 			if _, err := b.fleet.get(ctx, i, true); err != nil {
 				return err
 			}
@@ -225,6 +235,10 @@ type estimate struct {
 	passed, rest float64 // seconds, as the table has them
 }
 
+func (e *estimate) total() time.Duration {
+	return time.Duration((e.passed + e.rest) * float64(time.Second))
+}
+
 func (e *estimate) done(s scenario.Scenario) {
 	e.passed += s.Seconds
 	e.rest -= s.Seconds
@@ -264,9 +278,10 @@ func (b *bench) calibrate(ctx context.Context) (float64, error) {
 		b.ratios = append(b.ratios, r)
 		slices.Sort(b.ratios)
 		usual := b.ratios[len(b.ratios)/2]
-		if math.Abs(r/usual-1) < calm || try == tries {
+		if math.Abs(r/usual-1) < calm || try == tries || b.waited > b.clock.total()/20 {
 			return r, nil
 		}
+		b.waited += settle
 	}
 }
 
@@ -276,7 +291,8 @@ const (
 	// calm is how far from its median the loop may be; the rule by which a
 	// round is dropped is wider.
 	calm = 0.04
-	// tries bound the wait to about half a second.
+	// tries bound the wait to about half a second; all of them together take
+	// at most a twentieth of the run.
 	tries = 5
 )
 
@@ -308,7 +324,7 @@ func (b *bench) carryOut(ctx context.Context, block result.Block, s scenario.Sce
 		return b.beside(ctx, w, s)
 	}
 	count := false
-	if w.mesh() {
+	if w.proxied() {
 		key := result.Block{Scenario: block.Scenario, Impl: block.Impl}
 		count = b.counted[key] < b.cfg.CountRounds
 		b.counted[key]++

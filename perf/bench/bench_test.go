@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"sigs.k8s.io/yaml"
+
 	"github.com/marrowmesh/marrow/perf/account"
 	"github.com/marrowmesh/marrow/perf/latency"
 	"github.com/marrowmesh/marrow/perf/load"
@@ -232,5 +234,22 @@ func TestPlaces(t *testing.T) {
 	loads, err = w.loads(find(t, "conn-cold"))
 	if err != nil || len(loads) != 4 || len(loads[1].spec.Targets) != 4 {
 		t.Errorf("%+v, %v", loads, err)
+	}
+}
+
+func TestPlain(t *testing.T) {
+	i := Impl{Name: "envoy", Plain: envoy}
+	if i.able(find(t, "handshake")) || i.able(find(t, "conn-cold")) || !i.able(find(t, "bulk-1-up")) || i.mesh() || !i.proxied() {
+		t.Error("a plain proxy has neither tunnels nor handshakes, and proxies")
+	}
+	hops := []hop{{7100, "10.0.0.1:7000"}, {7101, "10.0.0.2:7000"}}
+	if text := haproxyConfig(hops); strings.Count(text, "listen port") != 2 || !strings.Contains(text, "server one 10.0.0.2:7000") {
+		t.Error(text)
+	}
+	var parsed struct {
+		Resources struct{ Listeners, Clusters []map[string]any } `json:"static_resources"`
+	}
+	if err := yaml.UnmarshalStrict([]byte(envoyConfig(hops)), &parsed); err != nil || len(parsed.Resources.Listeners) != 2 || len(parsed.Resources.Clusters) != 2 {
+		t.Errorf("%+v, %v", parsed, err)
 	}
 }

@@ -37,7 +37,7 @@ func fill(metrics map[string]float64, s scenario.Scenario, r load.Report, u used
 		put("cpu_us_per_cold_conn_destination", micros(destination), ops)
 		put("cpu_us_per_handshake_destination", micros(destination), ops)
 		if r.Opens >= r.Ops {
-			put("tunnels_per_conn", float64(r.Opens-r.Ops), ops)
+			put("tunnels_per_conn", float64(r.Opens-r.Ops), ops) // a plain proxy has none
 		}
 	}
 	if r.Latency != nil && r.Latency.Count() > 0 {

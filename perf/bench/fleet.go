@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/marrowmesh/marrow/internal/lab"
-	"github.com/marrowmesh/marrow/perf/result"
 	"github.com/marrowmesh/marrow/perf/scenario"
 )
 
@@ -35,7 +34,7 @@ func newFleet(cfg Config, tell func(string)) *fleet {
 // such thing.
 func (f *fleet) get(ctx context.Context, i Impl, cold bool) (*world, error) {
 	name := labPrefix + i.Name
-	if cold && i.Name != result.Direct {
+	if cold && i.mesh() {
 		name += coldSuffix
 		i.Env = append(slices.Clone(i.Env), "POOL_UNUSED_RELEASE_TIMEOUT="+scenario.ColdRelease.String())
 	}
@@ -59,11 +58,11 @@ func (f *fleet) release(ctx context.Context, w *world) error {
 func (f *fleet) up(ctx context.Context, name string, i Impl, pods []pod) (*world, error) {
 	began := time.Now()
 	o := f.cfg.Lab
-	o.Name, o.Nodes, o.NoMesh = name, 2, i.Name == result.Direct
+	o.Name, o.Nodes, o.NoMesh = name, 2, !i.mesh()
 	if err := o.Normalize(); err != nil { // finds the directory of the programs
 		return nil, err
 	}
-	if len(i.Ztunnel) > 0 || len(i.Env) > 0 {
+	if i.mesh() && (len(i.Ztunnel) > 0 || len(i.Env) > 0) {
 		command := i.Ztunnel
 		if len(command) == 0 {
 			command = []string{filepath.Join(o.BinDir, "ztunnel")}

@@ -100,7 +100,7 @@ func aesPath(flags []string) string {
 // version names the program that is really running as this lab's proxy: what
 // it says of itself, and the hash of its file.
 func (w *world) version(ctx context.Context) string {
-	if !w.mesh() {
+	if !w.proxied() {
 		return "no mesh"
 	}
 	table, err := account.ReadTable()

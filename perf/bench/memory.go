@@ -32,7 +32,7 @@ func (w *world) holding(pids proxies) (h holding, err error) {
 		for _, pid := range list {
 			m, err := account.ReadMemory(pid)
 			if err != nil {
-				return h, fmt.Errorf("ztunnel on %s ended: %w", node, err)
+				return h, fmt.Errorf("proxy on %s ended: %w", node, err)
 			}
 			have := h.proxies[node]
 			h.proxies[node] = account.Memory{RSS: have.RSS + m.RSS, Anon: have.Anon + m.Anon}
@@ -78,7 +78,7 @@ func (b *bench) fresh(ctx context.Context, i Impl, s scenario.Scenario) (m measu
 	if err != nil {
 		return m, err
 	}
-	if w.mesh() {
+	if w.proxied() {
 		m.metrics["base_rss_mib"] = base.rss()
 	}
 	spec := s.Load
@@ -114,7 +114,7 @@ func (w *world) held(ctx context.Context, s scenario.Scenario, spec load.Spec, p
 	}
 	per := func(after, before uint64) float64 { return (float64(after) - float64(before)) / float64(spec.Conns) }
 	metrics["kernel_bytes_per_conn_machine"] = per(h.kernel.Sum(), base.kernel.Sum())
-	if w.mesh() {
+	if w.proxied() {
 		source, destination := per(h.proxies[nodeA].Anon, base.proxies[nodeA].Anon), per(h.proxies[nodeB].Anon, base.proxies[nodeB].Anon)
 		metrics["user_bytes_per_conn_source"], metrics["user_bytes_per_conn_destination"] = source, destination
 		metrics["user_bytes_per_conn"] = (source + destination) / 2

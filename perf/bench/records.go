@@ -41,7 +41,7 @@ func (b *bench) records(ctx context.Context, w *world, s scenario.Scenario, ss s
 	switch {
 	case err != nil:
 		return err
-	case rec.Dropped > 0 || count.gaps || report.Bytes == 0:
+	case rec.Dropped > 0 || count.gaps || count.records == 0 || report.Bytes == 0:
 		return nil
 	}
 	mb := float64(report.Bytes) / 1e6

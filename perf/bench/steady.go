@@ -86,12 +86,12 @@ func (b *bench) steady(ctx context.Context, w *world, s scenario.Scenario, count
 		return m, err
 	}
 	used.subtract(rest, report.Seconds)
-	if w.mesh() && used.proxies().CPU == 0 {
+	if w.proxied() && used.proxies().CPU == 0 {
 		return m, errors.New("the proxies used no CPU: the load did not go through them")
 	}
 	m = measured{seconds: report.Seconds, noise: used.noise, metrics: map[string]float64{}}
 	m.noise.Calibration = ratio
-	fill(m.metrics, s, report, used, w.mesh())
+	fill(m.metrics, s, report, used, w.proxied())
 	if report.Latency != nil {
 		report.Latency.Each(func(upTo time.Duration, n uint64) {
 			m.histogram = append(m.histogram, result.Bucket{UpTo: micros(upTo), Count: n})
@@ -139,7 +139,7 @@ func usage(pids proxies) (map[string]account.Usage, error) {
 		for _, pid := range list {
 			u, err := account.Read(pid)
 			if err != nil {
-				return nil, fmt.Errorf("ztunnel on %s ended: %w", node, err)
+				return nil, fmt.Errorf("proxy on %s ended: %w", node, err)
 			}
 			have := out[node]
 			out[node] = account.Usage{

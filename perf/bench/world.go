@@ -16,7 +16,6 @@ import (
 
 	"github.com/marrowmesh/marrow/internal/lab"
 	"github.com/marrowmesh/marrow/perf/account"
-	"github.com/marrowmesh/marrow/perf/result"
 )
 
 const (
@@ -90,14 +89,17 @@ type world struct {
 	impl Impl
 	pid  int // of the sandbox
 	ips  map[string]string
+	via  map[string]string // pod -> address of the plain proxy that leads there
 }
 
 func newWorld(l *lab.Lab, i Impl) *world {
-	return &world{lab: l, impl: i, pid: l.PID, ips: map[string]string{}}
+	return &world{lab: l, impl: i, pid: l.PID, ips: map[string]string{}, via: map[string]string{}}
 }
 
 func (w *world) name() string { return w.lab.Name }
-func (w *world) mesh() bool   { return w.impl.Name != result.Direct }
+func (w *world) mesh() bool   { return w.impl.mesh() }
+
+func (w *world) proxied() bool { return w.impl.proxied() }
 
 // populate applies the pods and waits until they are ready, enrolled, and
 // answer.
@@ -122,6 +124,9 @@ func (w *world) populate(ctx context.Context, pods []pod) error {
 		missing, err := w.look(ctx, pods)
 		if err != nil {
 			return err
+		}
+		if missing == "" && w.impl.Plain != "" {
+			return w.interpose(ctx, pods)
 		}
 		if missing == "" {
 			return nil
@@ -155,8 +160,11 @@ func (w *world) look(ctx context.Context, pods []pod) (missing string, err error
 	return "", nil
 }
 
-// addr is a pod's load port.
+// addr is where a pod's load port is reached.
 func (w *world) addr(pod string) string {
+	if a := w.via[pod]; a != "" {
+		return a
+	}
 	return net.JoinHostPort(w.ips[pod], strconv.Itoa(loadPort))
 }
 
@@ -172,7 +180,7 @@ func ztunnel(node string) lab.Target {
 type proxies map[string][]int // node -> process ids
 
 func (w *world) proxies(table account.Table) (proxies, error) {
-	if !w.mesh() {
+	if !w.proxied() {
 		return proxies{}, nil
 	}
 	out := proxies{}
@@ -189,7 +197,7 @@ func (w *world) proxies(table account.Table) (proxies, error) {
 	}
 	for _, node := range []string{nodeA, nodeB} {
 		if len(out[node]) == 0 {
-			return nil, fmt.Errorf("no ztunnel runs on %s; see its log: %s", node, w.lastWords(node))
+			return nil, fmt.Errorf("no proxy runs on %s; see its log: %s", node, w.lastWords(node))
 		}
 	}
 	return out, nil

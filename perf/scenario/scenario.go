@@ -46,11 +46,14 @@ type Scenario struct {
 	Wait time.Duration
 }
 
-// Rounds of a set, and what scales the times of its blocks.
+// Rounds of a set.
 const (
 	FullRounds  = 8
 	QuickRounds = 7
 )
+
+// quickBlock is the measured part of a block of the quick set.
+const quickBlock = 700 * time.Millisecond
 
 // NeedsMesh is true of a scenario that means nothing without a mesh.
 func (s Scenario) NeedsMesh() bool {
@@ -64,7 +67,7 @@ func (s Scenario) NeedsMesh() bool {
 
 // Overhead is what a block takes beside its load: starting clients, looking at
 // counters, coming to rest.
-const Overhead = 500 * time.Millisecond
+const Overhead = 600 * time.Millisecond
 
 // boot is how long a fresh lab takes.
 const boot = 6 * time.Second
@@ -121,7 +124,7 @@ func Quick() []Scenario {
 		if !s.Quick {
 			continue
 		}
-		s.Resize(s.Measure / 2)
+		s.Resize(min(s.Measure, quickBlock))
 		out = append(out, s)
 	}
 	return out

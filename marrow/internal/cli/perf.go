@@ -43,6 +43,7 @@ of work costs. --quick ends within five minutes, the full set within forty.
 	f.DurationVar(&p.cfg.Block, "block", 0, "length of the measured part of each block; 0: as the set has it")
 	f.StringSliceVar(&p.cfg.Impls, "impl", nil, "only these implementations: direct, marrow, a peer's name")
 	f.StringArrayVar(&p.cfg.Peers, "peer", nil, "NAME=COMMAND of another ztunnel (repeatable)")
+	f.StringArrayVar(&p.cfg.Plain, "plain", nil, "envoy or haproxy, or NAME=PATH: forward TCP on both nodes in clear text, without a mesh (repeatable)")
 	f.StringArrayVar(&p.cfg.PeerEnv, "peer-ztunnel-config", nil, "NAME=value for the peers' proxies (repeatable)")
 	f.StringArrayVar(&p.cfg.MarrowEnv, "marrow-ztunnel-config", nil, "NAME=value for marrow's proxies (repeatable)")
 	f.StringVar(&p.cfg.Out, "out", "", "directory of report.html, plots and results.json")

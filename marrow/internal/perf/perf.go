@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -30,6 +31,7 @@ type Config struct {
 	Block    time.Duration // of the measured part; 0 = the table's
 	Impls    []string      // empty = direct, marrow and all peers
 	Peers    []string      // name=command of a ztunnel
+	Plain    []string      // program[=command] that forwards TCP without a mesh
 	// PeerEnv and MarrowEnv are added to the proxies' environment, NAME=value.
 	PeerEnv, MarrowEnv []string
 	Out                string // directory of the report; empty = none
@@ -93,6 +95,13 @@ func (c Config) plan(now time.Time) (plan, error) {
 		}
 		impls = append(impls, peer)
 	}
+	for _, text := range c.Plain {
+		plain, err := parsePlain(text)
+		if err != nil {
+			return p, usageError{err}
+		}
+		impls = append(impls, plain)
+	}
 	for _, kv := range slices.Concat(c.PeerEnv, c.MarrowEnv) {
 		if !strings.Contains(kv, "=") {
 			return p, usageError{fmt.Errorf("environment %q: must be NAME=value", kv)}
@@ -131,6 +140,23 @@ func parsePeer(text string, env []string) (bench.Impl, error) {
 		}
 	}
 	return bench.Impl{Name: name, Ztunnel: words, Env: env}, nil
+}
+
+// parsePlain reads a program that is installed, or program=path.
+func parsePlain(text string) (bench.Impl, error) {
+	name, path, _ := strings.Cut(text, "=")
+	if !slices.Contains(bench.PlainPrograms(), name) {
+		return bench.Impl{}, fmt.Errorf("--plain %q: must be one of %s, with =PATH where it is not installed", text, strings.Join(bench.PlainPrograms(), ", "))
+	}
+	path, err := exec.LookPath(cmp.Or(path, name))
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return bench.Impl{}, fmt.Errorf("--plain %q: %w", text, err)
+	}
+	// Not to be mistaken for a mesh in the tables.
+	return bench.Impl{Name: name + "-plain", Plain: name, Ztunnel: []string{path}}, nil
 }
 
 var errNoPeer = errors.New("the command is that of a ztunnel, which runs on both nodes")

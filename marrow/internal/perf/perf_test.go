@@ -32,6 +32,8 @@ func TestPlan(t *testing.T) {
 		"no name":       {Peers: []string{"zt"}},
 		"our name":      {Peers: []string{"marrow=x"}},
 		"open quote":    {Peers: []string{"zt='x"}},
+		"no program":    {Plain: []string{"nginx"}},
+		"not there":     {Plain: []string{"envoy=/nowhere/envoy"}},
 		"environment":   {PeerEnv: []string{"A"}},
 		"scenario":      {Scenario: "nothing"},
 		"rounds":        {Rounds: -1},
