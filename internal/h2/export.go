@@ -26,11 +26,11 @@ var (
 // and the restored encoder empties ours.
 type State struct {
 	Client     bool
-	Window     int64  // peer's SETTINGS
-	MaxFrame   uint32 // "
-	MaxStreams uint32 // "
-	MaxHeaders uint32 // "
-	Table      uint32 // "
+	Window     int64  // of a stream, as the peer has set it
+	MaxFrame   uint32 // the peer takes
+	MaxStreams uint32 // the peer allows
+	MaxHeaders uint32 // the peer takes, in bytes
+	Table      uint32 // of the peer's header decoder
 	Send       int64  // what we may send on the whole connection
 	Left       int64  // what the peer may send on the whole connection
 	Next, Last uint32 // stream numbers: ours to come, the peer's so far
