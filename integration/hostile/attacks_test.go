@@ -37,7 +37,7 @@ func (a attack) finish(p *peer) string {
 	if a.manners.deaf {
 		go p.read()
 	}
-	return p.end(3 * time.Second)
+	return p.end(6 * time.Second)
 }
 
 func attacks() []attack {
