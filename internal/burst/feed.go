@@ -94,7 +94,7 @@ func (f *Feeder) Free() {
 func (f *Feeder) onReady(fd uintptr) bool {
 	for {
 		dst := f.space()
-		n, err := syscall.Read(int(fd), dst)
+		n, err := read(fd, dst)
 		switch {
 		case err == syscall.EINTR:
 			continue

@@ -53,7 +53,7 @@ func (w *Writer) write(p []byte, wait bool) (int, error) {
 // onReady writes until the socket is full; false asks the poller to wait.
 func (w *Writer) onReady(fd uintptr) bool {
 	for w.n < len(w.p) {
-		n, err := syscall.Write(int(fd), w.p[w.n:])
+		n, err := write(fd, w.p[w.n:])
 		switch {
 		case err == syscall.EINTR:
 		case err == syscall.EAGAIN:

@@ -76,7 +76,7 @@ var (
 // other direction.
 type Conn struct {
 	nc     net.Conn
-	rc     syscall.RawConn // nil if nc is no socket
+	w      *burst.Writer // to nc; nil if that is no socket; used with out.mu held
 	in     input
 	out    output
 	closed atomic.Bool
@@ -107,8 +107,8 @@ func New(nc net.Conn, st State) (*Conn, error) {
 		return nil, ErrUsed
 	}
 	if sc, ok := nc.(syscall.Conn); ok {
-		if rc, err := sc.SyscallConn(); err == nil {
-			c.rc = rc
+		if w, err := burst.NewWriter(sc); err == nil {
+			c.w = w
 		}
 	}
 	c.out.limit = rekeyAfter

@@ -118,12 +118,20 @@ func (c *Conn) flush(b *batch) error {
 	if b.n == 0 {
 		return nil
 	}
-	_, err := c.nc.Write(b.s.B[:b.n])
+	_, err := c.put(b.s.B[:b.n])
 	b.n = 0
 	if err != nil {
 		c.out.err = err // part of a record may be on its way
 	}
 	return err
+}
+
+// put writes all of p.
+func (c *Conn) put(p []byte) (int, error) {
+	if c.w != nil {
+		return c.w.Write(p)
+	}
+	return c.nc.Write(p)
 }
 
 func header(b []byte, content int) []byte {
@@ -300,8 +308,8 @@ func (c *Conn) last(level byte, alert tls.AlertError) {
 	b[headerSize], b[headerSize+1] = level, byte(alert)
 	b = b[:c.out.seal(b, typeAlert, 2)]
 	_ = c.nc.SetWriteDeadline(time.Now().Add(lastWait))
-	if c.rc != nil {
-		_, _ = burst.TryWrite(c.rc, b)
+	if c.w != nil {
+		_, _ = c.w.TryWrite(b)
 		return
 	}
 	_, _ = c.nc.Write(b)
@@ -343,7 +351,7 @@ func (c *Conn) CloseWrite() error {
 	b := c.out.small[:]
 	b[headerSize], b[headerSize+1] = levelWarning, byte(closeNotify)
 	_ = c.nc.SetWriteDeadline(time.Now().Add(closeWait))
-	_, err := c.nc.Write(b[:c.out.seal(b, typeAlert, 2)])
+	_, err := c.put(b[:c.out.seal(b, typeAlert, 2)])
 	c.out.err = errSentClose
 	if err != nil {
 		c.out.err = err
