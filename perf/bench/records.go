@@ -46,7 +46,7 @@ func (b *bench) records(ctx context.Context, w *world, s scenario.Scenario, ss s
 	}
 	mb := float64(report.Bytes) / 1e6
 	metrics["records_per_mb"] = float64(count.records) / mb
-	metrics["wire_bytes_per_byte"] = float64(count.bytes) / float64(report.Bytes)
+	metrics["wire_over_payload"] = float64(count.bytes) / float64(report.Bytes)
 	return nil
 }
 

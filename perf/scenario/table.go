@@ -54,7 +54,7 @@ func bulkMetrics(cpu, throughput result.Metric, near bool) []result.Metric {
 		out = append(out, proxied("cpu_s_per_gb_source", "CPU-s/GB"), proxied("cpu_s_per_gb_destination", "CPU-s/GB"),
 			timing("cpu_s_per_gb_machine", "CPU-s/GB"),
 			counter("syscalls_per_mb_source", "calls/MB", maxSyscallsPerMB), counter("syscalls_per_mb_destination", "calls/MB", maxSyscallsPerMB),
-			counter("records_per_mb", "records/MB", 0), counter("wire_bytes_per_byte", "B/B", 0))
+			counter("records_per_mb", "records/MB", 0), counter("wire_over_payload", "×", 0))
 	}
 	return append(out, counter("switches_per_mb", "switches/MB", 0), counter("allocs_per_mb", "allocations/MB", 0))
 }

@@ -175,8 +175,9 @@ func Run(ctx context.Context, c Config, out, tell io.Writer) error {
 	say(tell, "%d scenarios, %s, %d rounds\n", len(p.scenarios), strings.Join(names, " | "), p.rounds)
 	run, runErr := bench.Run(ctx, bench.Config{
 		Scenarios: p.scenarios, Impls: p.impls, Lab: c.Lab,
-		Blocks: stats.Schedule(scenario.Results(p.scenarios), names, p.rounds, p.seed),
-		Tell:   func(p bench.Progress) { progress(tell, began, p) },
+		Blocks:      stats.Schedule(scenario.Results(p.scenarios), names, p.rounds, p.seed),
+		Tell:        func(p bench.Progress) { progress(tell, began, p) },
+		CountRounds: counting(c.Quick),
 	})
 	run.Machine.Command, run.Machine.Seed = c.Command, p.seed
 	run.Machine.Commit = cmp.Or(run.Machine.Commit, c.Commit)
@@ -185,6 +186,14 @@ func Run(ctx context.Context, c Config, out, tell io.Writer) error {
 	}
 	file := stats.Analyse(run)
 	return errors.Join(runErr, c.publish(run, file, out, tell))
+}
+
+// counting is how many rounds of each scenario have a counting phase.
+func counting(quick bool) int {
+	if quick {
+		return 2 // there is no time for more
+	}
+	return 4
 }
 
 func (c Config) publish(run result.Run, file result.File, out, tell io.Writer) error {
