@@ -55,7 +55,11 @@ func Up(tb testing.TB, pods ...Pod) *Arena {
 	if err := copyPrograms(bin); err != nil {
 		tb.Fatal(err)
 	}
-	a.lab, err = lab.Up(tb.Context(), lab.Options{Name: "arena", Root: filepath.Join(dir, "labs"), BinDir: bin, NoIPv6: true})
+	var commands lab.Commands
+	if more := strings.Fields(env("MARROW_ARENA_ZTUNNEL_ENV")); len(more) > 0 {
+		commands.Ztunnel = append(append([]string{"env"}, more...), filepath.Join(bin, "ztunnel"))
+	}
+	a.lab, err = lab.Up(tb.Context(), lab.Options{Name: "arena", Root: filepath.Join(dir, "labs"), BinDir: bin, NoIPv6: true, Commands: commands})
 	if _, refused := errors.AsType[*sandbox.ForbiddenError](err); refused && env("MARROW_REQUIRE_LAB") != "1" {
 		tb.Skip(err)
 	}

@@ -9,6 +9,9 @@
 // process that is this same test binary. It judges nothing and never looks
 // inside a component.
 //
+// MARROW_ARENA_ZTUNNEL_ENV gives the proxies more environment, as
+// MARROW_ARENA_ZTUNNEL_ENV=MARROW_TLS_RECORDS=std for the reference's records.
+//
 // Where the host forbids namespaces a test skips; MARROW_REQUIRE_LAB=1 makes
 // that a failure.
 //
