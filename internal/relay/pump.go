@@ -36,6 +36,13 @@ type tcpSocket interface {
 	syscall.Conn
 }
 
+// bare is a socket of another type, whose method says that it is no more
+// than that.
+type bare interface {
+	tcpSocket
+	Bare()
+}
+
 // socket unwraps nothing: a type around a socket may give other bytes.
 func socket(end Duplex) (tcpSocket, bool) {
 	switch c := end.(type) {
@@ -43,23 +50,63 @@ func socket(end Duplex) (tcpSocket, bool) {
 		return c, true
 	case *net.UnixConn:
 		return c, true
+	case bare:
+		return c, true
 	}
 	return nil, false
 }
 
-func (d *direction) pumpSocket(src tcpSocket) error {
-	if dst, ok := d.dst.(slabWriter); ok {
-		return burst.Feed(src, func(s *burst.Slab, n int) (int, error) {
-			sent, err := dst.WriteSlab(s.B[burst.Head-headroom : burst.Head+n])
-			if sent > 0 {
-				d.count(sent)
-			}
-			if err != nil {
-				return sent, &writeError{err}
-			}
-			return n, nil
-		})
+// closedState says whether the kernel has given up a TCP connection: it was
+// reset, or both sides have closed it.
+func closedState(s tcpSocket) bool {
+	if _, unix := s.(*net.UnixConn); unix {
+		return false
 	}
+	rc, err := s.SyscallConn()
+	if err != nil {
+		return false
+	}
+	closed := false
+	_ = rc.Control(func(fd uintptr) {
+		// The state is the first byte of what this option tells.
+		info, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_INFO)
+		closed = err == nil && info&0xff == tcpClose
+	})
+	return closed
+}
+
+// tcpClose is TCP_CLOSE of the kernel's states.
+const tcpClose = 7
+
+// prepare has a socket's bytes go to a stream in the slab that they are read into.
+func (d *direction) prepare() {
+	src, ok := socket(d.src)
+	if !ok {
+		return
+	}
+	dst, ok := d.dst.(slabWriter)
+	if !ok {
+		return
+	}
+	d.feeder = burst.NewFeeder(src)
+	d.take = func(s *burst.Slab, n int) (int, error) {
+		sent, err := dst.WriteSlab(s.B[burst.Head-headroom : burst.Head+n])
+		if sent > 0 {
+			d.count(sent)
+		}
+		if err != nil {
+			return sent, &writeError{err}
+		}
+		return n, nil
+	}
+}
+
+func (d *direction) fed(err error) {
+	d.feeder.Free()
+	d.finish(err)
+}
+
+func (d *direction) pumpSocket(src tcpSocket) error {
 	if dst, ok := socket(d.dst); ok {
 		return d.pumpSockets(src, dst)
 	}

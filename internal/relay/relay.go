@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/marrowmesh/marrow/internal/burst"
 )
 
 // Duplex is one end: a connection whose sending side can be closed alone.
@@ -35,23 +37,35 @@ type Result struct {
 // down to up, and bytes from up to down; it may be called by two goroutines
 // at once.
 func Both(ctx context.Context, down, up Duplex, onBytes func(sent, received int64)) Result {
-	r := &relay{onBytes: onBytes}
-	r.out = direction{relay: r, src: down, dst: up}
-	r.back = direction{relay: r, src: up, dst: down, back: true}
-	return r.run(ctx)
+	r := Start(ctx, down, up, onBytes)
+	r.Wait()
+	return r.Result()
 }
 
-// relay is one pair of connections. It is made once and holds all that an idle
+// Relay is one pair of connections. It is made once and holds all that an idle
 // connection costs.
-type relay struct {
+type Relay struct {
 	out, back direction
 	onBytes   func(sent, received int64)
+	ctx       context.Context //nolint:containedctx // the life of the caller's connection
+	unhook    func() bool
+	here      *direction // the one that is carried by Wait
 	// others counts what runs beside the caller's goroutine.
 	others sync.WaitGroup
 }
 
-func (r *relay) run(ctx context.Context) Result {
-	stop := context.AfterFunc(ctx, r.close)
+// Start is the first part of Both. The caller must call Wait at once, which
+// carries one of the directions: it is apart so that an idle connection waits
+// with a shallow stack.
+func Start(ctx context.Context, down, up Duplex, onBytes func(sent, received int64)) *Relay {
+	r := &Relay{onBytes: onBytes, ctx: ctx}
+	r.out = direction{relay: r, src: down, dst: up}
+	r.back = direction{relay: r, src: up, dst: down, back: true}
+	if c, ok := ctx.(afterFuncer); ok {
+		r.unhook = c.AfterFunc(r.close) // without the objects that package context puts in between
+	} else {
+		r.unhook = context.AfterFunc(ctx, r.close)
+	}
 	here, other := &r.out, &r.back
 	if here.deliverable() {
 		here, other = other, here
@@ -61,13 +75,33 @@ func (r *relay) run(ctx context.Context) Result {
 	} else {
 		r.others.Go(other.run)
 	}
-	here.run()
+	here.prepare()
+	r.here = here
+	return r
+}
+
+// afterFuncer is what package context asks contexts for, too.
+type afterFuncer interface {
+	AfterFunc(f func()) (stop func() bool)
+}
+
+// Wait returns when both directions have ended.
+func (r *Relay) Wait() {
+	if f := r.here.feeder; f != nil {
+		r.here.fed(f.Feed(r.here.take))
+	} else {
+		r.here.run()
+	}
 	r.others.Wait()
-	cut := !stop() && ctx.Err() != nil
+}
+
+// Result closes both ends and says what happened. Call it once, after Wait.
+func (r *Relay) Result() Result {
+	cut := !r.unhook() && r.ctx.Err() != nil
 	r.close()
 	res := Result{Sent: r.out.bytes.Load(), Received: r.back.bytes.Load()}
 	if cut {
-		res.Err = fmt.Errorf("relay stopped: %w", context.Cause(ctx))
+		res.Err = fmt.Errorf("relay stopped: %w", context.Cause(r.ctx))
 		return res
 	}
 	res.Down, res.Up = r.broken()
@@ -78,7 +112,7 @@ func (r *relay) run(ctx context.Context) Result {
 // close ends both connections. Whoever reads a socket may be writing to the
 // other end meanwhile, and a socket's Close waits for its reader: so all waits
 // are ended first, and streams are closed before sockets.
-func (r *relay) close() {
+func (r *Relay) close() {
 	ends := [...]Duplex{r.out.src, r.out.dst}
 	for _, end := range ends {
 		if s, ok := socket(end); ok {
@@ -96,7 +130,7 @@ func (r *relay) close() {
 
 // broken says what broke at either end: a direction reads at one and writes
 // at the other.
-func (r *relay) broken() (down, up error) {
+func (r *Relay) broken() (down, up error) {
 	blame := func(err error, reads, writes *error) {
 		if err == nil || gone(err) {
 			return
@@ -114,10 +148,15 @@ func (r *relay) broken() (down, up error) {
 
 // direction is one way through a relay.
 type direction struct {
-	relay    *relay
+	relay    *Relay
 	src, dst Duplex
 	back     bool
 	bytes    atomic.Int64
+	// feeder and take are set where a socket is read into a stream.
+	feeder *burst.Feeder
+	take   func(s *burst.Slab, n int) (done int, err error)
+	// ended is set before our side of dst is closed in order.
+	ended atomic.Bool
 	// truncated says that src ended without saying that it had said all.
 	truncated bool
 	// err is how the direction ended. It is set before others.Wait returns.
@@ -161,11 +200,12 @@ func (d *direction) finish(err error) {
 }
 
 func (d *direction) finishInOrder() {
-	if d.truncated {
+	if d.truncated || d.wasReset() {
 		reset(d.dst)
 		d.relay.close()
 		return
 	}
+	d.ended.Store(true)
 	if err := d.dst.CloseWrite(); err != nil && !gone(err) {
 		d.err = &writeError{fmt.Errorf("close for writing: %w", err)}
 		d.relay.close()
@@ -175,6 +215,21 @@ func (d *direction) finishInOrder() {
 		// The peer reset the stream without an error: it will not read either.
 		d.relay.close()
 	}
+}
+
+// wasReset says whether the end of a socket was a reset. Of its two users, the
+// one who writes may have taken the socket's only error: the other one reads
+// an end as after a FIN.
+func (d *direction) wasReset() bool {
+	s, ok := socket(d.src)
+	if !ok || !closedState(s) {
+		return false
+	}
+	other := &d.relay.out
+	if !d.back {
+		other = &d.relay.back
+	}
+	return !other.ended.Load() // else it is closed because both sides have said so
 }
 
 // reset makes a socket's Close tell the peer that its bytes are not all there.

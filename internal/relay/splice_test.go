@@ -250,9 +250,38 @@ func TestEndsAreCarried(t *testing.T) {
 	}
 }
 
+// TestResetAgainstTheFlow: who is reset while it is being written to is reset for the one who writes, not closed.
+func TestResetAgainstTheFlow(t *testing.T) {
+	for i := range 100 {
+		client, srv, result, _ := relayed(t, t.Context())
+		if i%2 == 0 {
+			client, srv = srv, client
+		}
+		wrote := make(chan error, 1)
+		go func() { // keeps the relay writing to the client
+			for {
+				if _, err := srv.Write(make([]byte, 32<<10)); err != nil {
+					wrote <- err
+					return
+				}
+			}
+		}()
+		_, _ = io.ReadFull(client, make([]byte, (1+i)*20_000))
+		_ = client.SetLinger(0)
+		_ = client.Close()
+		_, how := ending(srv)
+		// Only one of reader and writer is told; after a close, the writer would be told of a broken pipe.
+		if err := <-wrote; how != "reset" && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("round %d: the end is %s, writing gives %v", i, how, err)
+		}
+		_ = srv.Close()
+		<-result
+	}
+}
+
 // TestAbortsLeaveNothing ends many connections in the middle of what they do.
 func TestAbortsLeaveNothing(t *testing.T) {
-	rounds := 1000
+	rounds := 600
 	if testing.Short() {
 		rounds = 200
 	}

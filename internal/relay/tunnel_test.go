@@ -239,6 +239,9 @@ func TestTunnelIsCut(t *testing.T) {
 
 // TestNoAllocations: on each path, and for small messages as for bulk.
 func TestNoAllocations(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector empties pools at random")
+	}
 	for name, ends := range map[string]func() (a, b *net.TCPConn){
 		"sockets": func() (a, b *net.TCPConn) { a, b, _, _ = relayed(t, t.Context()); return a, b },
 		"tunnel":  func() (a, b *net.TCPConn) { a, b, _, _, _ = tunnelled(t, t.Context(), false); return a, b },
@@ -279,6 +282,9 @@ func TestNoAllocations(t *testing.T) {
 
 // TestIdleCosts: a tunnelled connection that waits has one goroutine and little memory.
 func TestIdleCosts(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector makes frames larger")
+	}
 	const n = 500
 	type idle struct {
 		app, client *net.TCPConn

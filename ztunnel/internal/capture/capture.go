@@ -57,7 +57,7 @@ type Accepted struct {
 // Handler drives one accepted connection to its end. It owns the connection,
 // closes it, and writes its access log. ctx ends when the connection must be
 // cut; context.Cause then says why.
-type Handler func(ctx context.Context, pod *Pod, a Accepted)
+type Handler func(ctx context.Context, pod *Pod, a *Accepted)
 
 // Handlers are the drivers behind the three ports.
 type Handlers struct {

@@ -61,7 +61,7 @@ func TestConnectionsReachTheirDriver(t *testing.T) {
 	ns := here(t)
 	defer goleak.VerifyNone(t)
 	h := func(name string) Handler {
-		return func(_ context.Context, pod *Pod, a Accepted) {
+		return func(_ context.Context, pod *Pod, a *Accepted) {
 			defer a.Close()
 			_, _ = io.WriteString(a, name+" "+pod.Name+" "+a.Original.String())
 		}
@@ -124,7 +124,7 @@ func TestCutEndsConnections(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	cause := make(chan error, 1)
 	pod := &Pod{Name: "web", Drain: run.NewDrain()}
-	p, err := Open(config(func(ctx context.Context, _ *Pod, a Accepted) {
+	p, err := Open(config(func(ctx context.Context, _ *Pod, a *Accepted) {
 		defer a.Close()
 		<-ctx.Done()
 		cause <- context.Cause(ctx)
@@ -155,7 +155,7 @@ func TestDrainStopsAccepting(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	release := make(chan struct{})
 	pod := &Pod{Name: "web", Drain: run.NewDrain()}
-	p, err := Open(config(func(_ context.Context, _ *Pod, a Accepted) {
+	p, err := Open(config(func(_ context.Context, _ *Pod, a *Accepted) {
 		defer a.Close()
 		<-release
 		_, _ = io.WriteString(a, "whole")
@@ -216,7 +216,7 @@ func TestDialKeepsSource(t *testing.T) {
 func TestOwns(t *testing.T) {
 	ns := here(t)
 	pod := &Pod{Drain: run.NewDrain()}
-	p, err := Open(config(func(context.Context, *Pod, Accepted) {}), ns, pod)
+	p, err := Open(config(func(context.Context, *Pod, *Accepted) {}), ns, pod)
 	if err != nil {
 		t.Fatal(err)
 	}

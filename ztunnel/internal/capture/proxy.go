@@ -38,6 +38,8 @@ type Proxy struct {
 	ns  *netsys.Netns
 	g   *run.Group
 	ls  []*net.TCPListener
+	// release lets go of the drain.
+	release context.CancelFunc
 
 	mu sync.Mutex
 	// own are addresses of the pod's namespace, those that were asked for.
@@ -78,20 +80,23 @@ func open(cfg *Config, ns *netsys.Netns, pod *Pod, ports []port) (*Proxy, error)
 	if !cfg.IPv6 {
 		host = netip.IPv4Unspecified()
 	}
-	p := &Proxy{cfg: cfg, pod: pod, ns: ns, own: map[netip.Addr]struct{}{}, g: run.NewGroup(context.Background())}
+	// One context for all connections: each ends by itself or all are cut.
+	ctx, release := pod.Drain.Context(context.Background())
+	p := &Proxy{cfg: cfg, pod: pod, ns: ns, own: map[netip.Addr]struct{}{}, g: run.NewGroup(ctx), release: release}
 	pod.Dial = dialer(ns, cfg.Options)
 	for _, port := range ports {
 		l, err := ns.Listen(netip.AddrPortFrom(host, port.number),
 			netsys.ListenOptions{Mark: cfg.Mark, ReusePort: cfg.ReusePort, Transparent: true})
 		if err != nil {
 			p.closeListeners()
+			release()
 			return nil, fmt.Errorf("%s listener of pod %s/%s: %w", port.name, pod.Namespace, pod.Name, err)
 		}
 		p.ls = append(p.ls, l)
 	}
 	// Bound first, accepting second: a failure above has accepted nothing.
 	for i, port := range ports {
-		p.g.Go("accept "+port.name, func(ctx context.Context) error { return p.accept(ctx, p.ls[i], port) })
+		p.g.Go("accept "+port.name, func(ctx context.Context) error { return p.accept(ctx, p.ls[i], &port) })
 	}
 	p.g.Go("drain", func(ctx context.Context) error {
 		select {
@@ -139,14 +144,17 @@ func (p *Proxy) Owns(ip netip.Addr) bool {
 
 // Wait returns when the drain is over and the last connection has ended, or,
 // with an error, when a listener broke.
-func (p *Proxy) Wait() error { return p.g.Wait() }
+func (p *Proxy) Wait() error {
+	defer p.release()
+	return p.g.Wait()
+}
 
 const (
 	acceptPauseFirst = 5 * time.Millisecond
 	acceptPauseMax   = time.Second
 )
 
-func (p *Proxy) accept(ctx context.Context, l *net.TCPListener, port port) error {
+func (p *Proxy) accept(ctx context.Context, l *net.TCPListener, port *port) error {
 	pause := acceptPauseFirst
 	for {
 		c, err := l.AcceptTCP()
@@ -174,37 +182,41 @@ func (p *Proxy) accept(ctx context.Context, l *net.TCPListener, port port) error
 	}
 }
 
-// serve prepares one connection and waits for its driver.
-func (p *Proxy) serve(ctx context.Context, c *net.TCPConn, port port) {
-	// Drivers close the connection themselves; this covers the ways out of here.
-	defer func() { _ = c.Close() }()
+// serve waits for the driver of one connection. Its frame stays while the connection lives.
+func (p *Proxy) serve(ctx context.Context, c *net.TCPConn, port *port) {
+	if a := p.prepare(c, port); a != nil {
+		port.handler(ctx, p.pod, a)
+	}
+	_ = c.Close() // drivers do so themselves; this is for connections that got none
+}
+
+// prepare makes one connection fit for its driver; nil means that it told why not.
+func (p *Proxy) prepare(c *net.TCPConn, port *port) *Accepted {
 	a, err := describe(c, port)
 	if err != nil {
 		p.cfg.Log.Warn("connection failed", obs.F("pod", p.pod.Namespace+"/"+p.pod.Name), obs.F("port", port.number), obs.Err(err))
-		return
+		return nil
 	}
 	_ = c.SetNoDelay(true)
 	if port.keep {
 		_ = c.SetKeepAliveConfig(p.cfg.KeepAlive)
 	}
-	ctx, cancel := p.pod.Drain.Context(ctx)
-	defer cancel()
-	port.handler(ctx, p.pod, a)
+	return a
 }
 
-func describe(c *net.TCPConn, port port) (Accepted, error) {
+func describe(c *net.TCPConn, port *port) (*Accepted, error) {
 	peer, err := netsys.Unmap(c.RemoteAddr())
 	if err != nil {
-		return Accepted{}, fmt.Errorf("peer: %w", err)
+		return nil, fmt.Errorf("peer: %w", err)
 	}
 	local, err := netsys.Unmap(c.LocalAddr())
 	if err != nil {
-		return Accepted{}, fmt.Errorf("local: %w", err)
+		return nil, fmt.Errorf("local: %w", err)
 	}
-	a := Accepted{Conn: c, Peer: peer, Local: local, Original: local}
+	a := &Accepted{Conn: c, Peer: peer, Local: local, Original: local}
 	if port.redirect {
 		if a.Original, err = netsys.OriginalDst(c); err != nil {
-			return Accepted{}, err
+			return nil, err
 		}
 	}
 	return a, nil

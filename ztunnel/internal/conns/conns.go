@@ -74,10 +74,12 @@ func NewTable(views Views, log *obs.Logger, policyInfo bool) *Table {
 
 // Live is one connection in the table.
 type Live struct {
-	table  *Table
-	entry  Entry
-	ctx    context.Context //nolint:containedctx // the context is the connection's life
-	cancel context.CancelCauseFunc
+	life
+
+	table *Table
+	entry Entry
+	// leave lets go of the context that the connection was registered with.
+	leave func() bool
 	// version is the View's by which Admit judged; 0 until then. Guarded by table.mu.
 	version uint64
 }
@@ -85,7 +87,7 @@ type Live struct {
 // Register puts a connection into the table. Its context ends with ctx, when it is cut, or by Close.
 func (t *Table) Register(ctx context.Context, e Entry) *Live {
 	l := &Live{table: t, entry: e}
-	l.ctx, l.cancel = context.WithCancelCause(ctx)
+	l.leave = context.AfterFunc(ctx, func() { l.cancel(context.Cause(ctx)) })
 	t.mu.Lock()
 	t.live[l] = struct{}{}
 	t.mu.Unlock()
@@ -139,21 +141,17 @@ func (t *Table) note(e *Entry, ev authz.Event) {
 }
 
 // Context ends when the connection must end; context.Cause says why.
-func (l *Live) Context() context.Context { return l.ctx }
+func (l *Live) Context() context.Context { return &l.life }
 
 // Cut is the reason for which the connection was cut, nil if it was not.
-func (l *Live) Cut() error {
-	if l.ctx.Err() == nil {
-		return nil
-	}
-	return context.Cause(l.ctx)
-}
+func (l *Live) Cut() error { return l.why() }
 
 // Close takes the connection out of the table. Calling it again does nothing.
 func (l *Live) Close() {
 	l.table.mu.Lock()
 	delete(l.table.live, l)
 	l.table.mu.Unlock()
+	l.leave()
 	l.cancel(context.Canceled)
 }
 
@@ -209,7 +207,7 @@ func (t *Table) Rejudge(v *mesh.View) {
 }
 
 func (t *Table) cut(l *Live, verdict authz.Verdict) {
-	if l.ctx.Err() != nil {
+	if l.Cut() != nil {
 		return
 	}
 	t.log.Info("connection closed because it's no longer allowed after a policy update",

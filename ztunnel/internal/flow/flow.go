@@ -83,8 +83,8 @@ type Facts struct {
 	HBONETarget string
 	// SourceWorkload and DestWorkload are nil if unknown.
 	SourceWorkload, DestWorkload *mesh.Workload
-	// SourceBaggage and DestBaggage fill in where the workload is unknown.
-	SourceBaggage, DestBaggage claims.Baggage
+	// SourceBaggage and DestBaggage fill in where the workload is unknown; nil otherwise.
+	SourceBaggage, DestBaggage *claims.Baggage
 	// SourceID is the authenticated client, zero for plaintext.
 	SourceID identity.ID
 	// DestID is the destination's identity.
@@ -114,7 +114,6 @@ type Flow struct {
 	rec   *Recorder
 	facts Facts
 	start time.Time
-	lab   labels
 	// open is the series of the labels known at the start.
 	open *series
 	// up counts bytes from the client to the server, down the other way.
@@ -123,8 +122,8 @@ type Flow struct {
 
 // Open starts the record of a connection.
 func (r *Recorder) Open(f Facts) *Flow {
-	fl := &Flow{rec: r, facts: f, start: r.now(), lab: labelsOf(&f)}
-	fl.open = r.metrics.at(fl.lab)
+	fl := &Flow{rec: r, facts: f, start: r.now()}
+	fl.open = r.metrics.at(labelsOf(&f))
 	fl.open.add(famOpened, 1)
 	fl.open.add(famSent, 0)
 	fl.open.add(famReceived, 0)
@@ -149,15 +148,14 @@ func (f *Flow) Bytes(sent, received int64) {
 // Destination replaces what is known of the destination by its own, authenticated account.
 // Call it before bytes flow; the bytes then count for the new labels.
 func (f *Flow) Destination(b claims.Baggage, peer identity.ID) {
-	f.facts.DestWorkload, f.facts.DestBaggage, f.facts.DestID = nil, b, peer
-	f.lab = labelsOf(&f.facts)
-	f.open = f.rec.metrics.at(f.lab)
+	f.facts.DestWorkload, f.facts.DestBaggage, f.facts.DestID = nil, &b, peer
+	f.open = f.rec.metrics.at(labelsOf(&f.facts))
 }
 
 // Close ends the record. A nil error is a connection that ended as connections do.
 func (f *Flow) Close(err error) {
 	flag := flagOf(err)
-	end := f.rec.metrics.at(f.lab.withFlag(flag))
+	end := f.rec.metrics.at(labelsOf(&f.facts).withFlag(flag))
 	end.add(famClosed, 1)
 	if flag != NoFlag {
 		end.add(famFailed, 1)
@@ -188,7 +186,7 @@ func (f *Flow) fields(err error) []obs.Field {
 	if w := fa.SourceWorkload; w != nil {
 		text("src.workload", w.Name)
 		text("src.namespace", w.Namespace)
-	} else {
+	} else if fa.SourceBaggage != nil {
 		text("src.workload", fa.SourceBaggage.Service)
 		text("src.namespace", fa.SourceBaggage.Namespace)
 	}
@@ -208,7 +206,7 @@ func (f *Flow) fields(err error) []obs.Field {
 	if w := fa.DestWorkload; w != nil {
 		text("dst.workload", w.Name)
 		text("dst.namespace", w.Namespace)
-	} else {
+	} else if fa.DestBaggage != nil {
 		text("dst.workload", fa.DestBaggage.WorkloadName)
 		text("dst.namespace", fa.DestBaggage.Namespace)
 	}
@@ -229,9 +227,12 @@ func (f *Flow) fields(err error) []obs.Field {
 	return out
 }
 
-func clusterOf(w *mesh.Workload, b claims.Baggage) string {
-	if w != nil {
+func clusterOf(w *mesh.Workload, b *claims.Baggage) string {
+	switch {
+	case w != nil:
 		return w.ClusterID
+	case b != nil:
+		return b.Cluster
 	}
-	return b.Cluster
+	return ""
 }

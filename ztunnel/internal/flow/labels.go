@@ -17,11 +17,14 @@ type side struct {
 }
 
 // sideOf prefers the control plane's word to the peer's.
-func sideOf(w *mesh.Workload, b claims.Baggage) side {
-	if w == nil {
+func sideOf(w *mesh.Workload, b *claims.Baggage) side {
+	switch {
+	case w == nil && b == nil:
+		return side{}
+	case w == nil:
 		return side{
 			workload: b.WorkloadName, canonical: b.Service, revision: b.Version, namespace: b.Namespace,
-			app: b.WorkloadName, cluster: b.Cluster, region: b.Region, zone: b.Zone, known: b != (claims.Baggage{}),
+			app: b.WorkloadName, cluster: b.Cluster, region: b.Region, zone: b.Zone, known: *b != (claims.Baggage{}),
 		}
 	}
 	return side{

@@ -14,7 +14,6 @@ import (
 	"github.com/marrowmesh/marrow/internal/mesh"
 	"github.com/marrowmesh/marrow/internal/mtls"
 	"github.com/marrowmesh/marrow/internal/obs"
-	"github.com/marrowmesh/marrow/internal/relay"
 	"github.com/marrowmesh/marrow/internal/run"
 	"github.com/marrowmesh/marrow/ztunnel/internal/capture"
 	"github.com/marrowmesh/marrow/ztunnel/internal/conns"
@@ -58,7 +57,7 @@ func New(cfg Config) *Driver { return &Driver{cfg: cfg} }
 var errNotConnect = errors.New("only CONNECT is served here")
 
 // HandleHBONE serves one connection on 15008 to its end; it is a capture.Handler.
-func (d *Driver) HandleHBONE(ctx context.Context, pod *capture.Pod, a capture.Accepted) {
+func (d *Driver) HandleHBONE(ctx context.Context, pod *capture.Pod, a *capture.Accepted) {
 	defer d.cfg.Record.Socket(flow.Destination)()
 	if err := d.serve(ctx, pod, a); err != nil {
 		d.cfg.Record.Refused(flow.Destination, a.Peer, a.Local, err)
@@ -66,7 +65,7 @@ func (d *Driver) HandleHBONE(ctx context.Context, pod *capture.Pod, a capture.Ac
 }
 
 // serve authenticates the peer and takes its streams. The error is one that ended the connection before any stream.
-func (d *Driver) serve(ctx context.Context, pod *capture.Pod, a capture.Accepted) error {
+func (d *Driver) serve(ctx context.Context, pod *capture.Pod, a *capture.Accepted) error {
 	defer func() { _ = a.Close() }()
 	self, err := d.cfg.Views.WaitWorkload(ctx, d.cfg.Node, pod.Namespace, pod.Name, pod.ServiceAccount)
 	if err != nil {
@@ -93,7 +92,7 @@ func (d *Driver) serve(ctx context.Context, pod *capture.Pod, a capture.Accepted
 		return nil
 	})
 	t := &tunnel{Driver: d, pod: pod, conn: a, peer: peer, cut: ctx}
-	if err := server.Serve(ctx, secured, t.handle); err != nil {
+	if err := server.Serve(ctx, secured, t.handler()); err != nil {
 		d.cfg.Log.Debug("tunnel connection ended", obs.F("src.addr", a.Peer), obs.F("dst.addr", a.Local), obs.Err(err))
 	}
 	g.Stop()
@@ -104,7 +103,7 @@ func (d *Driver) serve(ctx context.Context, pod *capture.Pod, a capture.Accepted
 type tunnel struct {
 	*Driver
 	pod  *capture.Pod
-	conn capture.Accepted
+	conn *capture.Accepted
 	peer identity.ID
 	// cut ends when the connection must be cut, and says why.
 	cut context.Context //nolint:containedctx // outlives the streams' own contexts
@@ -117,14 +116,37 @@ type request interface {
 	Header(name string) string
 }
 
-// handle drives one stream. ctx ends when the peer gives the stream up.
-func (t *tunnel) handle(ctx context.Context, in *hbone.Incoming) {
+// handler drives one stream at a time, each in its own goroutine, which waits below here while the stream is idle.
+// ctx ends when the peer gives the stream up.
+func (t *tunnel) handler() hbone.Handler {
+	return func(ctx context.Context, in *hbone.Incoming) {
+		if a := t.accept(ctx, in); a != nil {
+			a.relay.Wait()
+			a.end()
+		}
+	}
+}
+
+// accept answers a request, with 200 once the application's socket is open, and begins to relay. nil means that it is
+// refused and recorded.
+func (t *tunnel) accept(ctx context.Context, in *hbone.Incoming) *Arrival {
 	a, err := t.arrive(ctx, in)
 	if err != nil {
 		_ = in.Reject(statusOf(err), nil)
-		return
+		return nil
 	}
-	a.Close(t.relay(in, a))
+	var answer []hbone.Header
+	if !t.cfg.NoBaggage {
+		answer = []hbone.Header{{Name: claims.HeaderBaggage, Value: claims.BaggageOf(a.workload).String()}}
+	}
+	stream, err := in.Accept(answer)
+	if err != nil {
+		_ = a.Conn.Close()
+		a.Close(flow.Fail(flow.H2Failure, err))
+		return nil
+	}
+	a.start(stream)
+	return a
 }
 
 // arrive decides, judges and dials. What it refuses it has recorded; the error is for the answer.
@@ -143,46 +165,11 @@ func (t *tunnel) arrive(ctx context.Context, in request) (*Arrival, error) {
 	}
 	t.tell(in, adm)
 	a := &Arrival{rec: t.cfg.Record.Open(t.facts(in, f, adm)), workload: f.Workload}
-	if err := t.open(ctx, a, f, adm); err != nil {
+	if err := t.open(ctx, t.cut, t.pod, a, t.entry(t.pod, f, adm, "HBONE"), adm); err != nil {
 		a.rec.Close(err)
 		return nil, err
 	}
 	return a, nil
-}
-
-// open registers, judges and dials. The error is the one for the record.
-func (t *tunnel) open(ctx context.Context, a *Arrival, f steer.InboundFacts, adm steer.Admission) error {
-	live, err := t.cfg.Conns.Admit(t.cut, t.entry(t.pod, f, adm, "HBONE"))
-	if err != nil {
-		return flow.Fail(flow.Deny, err)
-	}
-	// A peer that gives up, and a cut, both stop the dial.
-	dialling, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	unhook := context.AfterFunc(live.Context(), func() { stop(live.Cut()) })
-	a.Conn, err = t.dial(dialling, t.pod, adm)
-	unhook()
-	if err != nil {
-		err = cutOr(live, err)
-		live.Close()
-		return err
-	}
-	a.live = live
-	return nil
-}
-
-// relay answers 200 and carries the bytes. The error is the one for the record.
-func (t *tunnel) relay(in *hbone.Incoming, a *Arrival) error {
-	var answer []hbone.Header
-	if !t.cfg.NoBaggage {
-		answer = []hbone.Header{{Name: claims.HeaderBaggage, Value: claims.BaggageOf(a.workload).String()}}
-	}
-	stream, err := in.Accept(answer)
-	if err != nil {
-		_ = a.Conn.Close()
-		return flow.Fail(flow.H2Failure, err)
-	}
-	return relay.Both(a.live.Context(), stream, a.Conn, a.rec.Bytes).Err
 }
 
 // tell writes the decision for those who look, under the id that the client's proxy gave the connection.
@@ -211,41 +198,66 @@ func (t *tunnel) admission(v *mesh.View, in request, f steer.InboundFacts) (stee
 	return steer.Inbound(v, t.cfg.Network, f)
 }
 
+// open registers, judges and dials. ctx ends when the client gives up, cut when the connection must end. The error is the
+// one for the record.
+func (d *Driver) open(ctx, cut context.Context, pod *capture.Pod, a *Arrival, e conns.Entry, adm steer.Admission) error {
+	live, err := d.cfg.Conns.Admit(cut, e)
+	if err != nil {
+		return flow.Fail(flow.Deny, err)
+	}
+	// A peer that gives up, and a cut, both stop the dial.
+	dialling, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	unhook := context.AfterFunc(live.Context(), func() { stop(live.Cut()) })
+	a.Conn, err = d.dial(dialling, pod, adm)
+	unhook()
+	if err != nil {
+		err = cutOr(live, err)
+		live.Close()
+		return err
+	}
+	a.live = live
+	return nil
+}
+
 // HandlePlain drives one connection on 15006; it is a capture.Handler.
-func (d *Driver) HandlePlain(ctx context.Context, pod *capture.Pod, a capture.Accepted) {
-	defer d.cfg.Record.Socket(flow.Destination)()
-	defer func() { _ = a.Close() }()
+func (d *Driver) HandlePlain(ctx context.Context, pod *capture.Pod, a *capture.Accepted) {
+	closed := d.cfg.Record.Socket(flow.Destination)
+	if in := d.arrivePlain(ctx, pod, a); in != nil {
+		in.relay.Wait()
+		in.end()
+	} else if s, ok := a.Conn.(interface{ SetLinger(sec int) error }); ok {
+		_ = s.SetLinger(0) // nobody shall take a refusal for an empty answer
+	}
+	_ = a.Close()
+	closed()
+}
+
+// arrivePlain decides, judges and dials; nil means that it recorded why not.
+func (d *Driver) arrivePlain(ctx context.Context, pod *capture.Pod, a *capture.Accepted) *Arrival {
 	f := steer.InboundFacts{Local: a.Local, Peer: a.Peer, OrigDst: a.Original}
 	known, err := d.cfg.Views.WaitWorkload(ctx, d.cfg.Node, pod.Namespace, pod.Name, pod.ServiceAccount)
 	if err != nil {
 		d.cfg.Record.Refused(flow.Destination, a.Peer, a.Original, err)
-		return
+		return nil
 	}
 	v := d.cfg.Views.Get()
 	f.Workload = v.WorkloadByUID(known.UID)
 	adm, err := steer.Inbound(v, d.cfg.Network, f)
 	if err != nil {
 		d.cfg.Record.Refused(flow.Destination, a.Peer, a.Original, err)
-		return
+		return nil
 	}
-	rec := d.cfg.Record.Open(flow.Facts{
+	in := &Arrival{rec: d.cfg.Record.Open(flow.Facts{
 		Reporter: flow.Destination, Src: a.Peer, Dst: a.Original, SourceWorkload: adm.Source,
 		DestWorkload: f.Workload, DestID: f.Workload.Identity(), Service: adm.Service,
-	})
-	rec.Close(d.carryPlain(ctx, pod, a, f, adm, rec))
-}
-
-func (d *Driver) carryPlain(ctx context.Context, pod *capture.Pod, a capture.Accepted, f steer.InboundFacts, adm steer.Admission, rec *flow.Flow) error {
-	live, err := d.cfg.Conns.Admit(ctx, d.entry(pod, f, adm, "TCP"))
-	if err != nil {
-		return flow.Fail(flow.Deny, err)
+	})}
+	if err := d.open(ctx, ctx, pod, in, d.entry(pod, f, adm, "TCP"), adm); err != nil {
+		in.rec.Close(err)
+		return nil
 	}
-	defer live.Close()
-	up, err := d.dial(live.Context(), pod, adm)
-	if err != nil {
-		return cutOr(live, err)
-	}
-	return cutOr(live, relay.Both(live.Context(), a.Conn, up, rec.Bytes).Err)
+	in.start(a.Conn)
+	return in
 }
 
 // dial opens the application's socket, from the client's address if that is wanted, and writes
@@ -288,8 +300,9 @@ func (t *tunnel) facts(in request, f steer.InboundFacts, adm steer.Admission) fl
 		SourceWorkload: adm.Source, SourceID: f.PeerID,
 		DestWorkload: f.Workload, DestID: f.Workload.Identity(), Service: adm.Service, Mutual: true,
 	}
-	if !t.cfg.NoBaggage {
-		out.SourceBaggage = claims.ParseBaggage(in.Header(claims.HeaderBaggage))
+	if !t.cfg.NoBaggage && adm.Source == nil {
+		b := claims.ParseBaggage(in.Header(claims.HeaderBaggage))
+		out.SourceBaggage = &b
 	}
 	return out
 }

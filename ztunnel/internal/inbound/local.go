@@ -10,6 +10,7 @@ import (
 	"github.com/marrowmesh/marrow/internal/identity"
 	"github.com/marrowmesh/marrow/internal/mesh"
 	"github.com/marrowmesh/marrow/internal/mtls"
+	"github.com/marrowmesh/marrow/internal/relay"
 	"github.com/marrowmesh/marrow/ztunnel/internal/capture"
 	"github.com/marrowmesh/marrow/ztunnel/internal/conns"
 	"github.com/marrowmesh/marrow/ztunnel/internal/flow"
@@ -52,9 +53,19 @@ type Arrival struct {
 	live     *conns.Live
 	rec      *flow.Flow
 	workload *mesh.Workload
-	// end releases what a call holds; nil for a tunnel's stream.
-	end context.CancelFunc
+	// relay is nil for a call: its caller relays.
+	relay *relay.Relay
+	// release lets go of what a call holds; nil otherwise.
+	release context.CancelFunc
 }
+
+// start begins to relay between the client and the application.
+func (a *Arrival) start(client relay.Duplex) {
+	a.relay = relay.Start(a.live.Context(), client, a.Conn, a.rec.Bytes)
+}
+
+// end follows the relay's.
+func (a *Arrival) end() { a.Close(a.relay.Result().Err) }
 
 // Context ends when the destination's side must be cut.
 func (a *Arrival) Context() context.Context { return a.live.Context() }
@@ -66,8 +77,8 @@ func (a *Arrival) Bytes(sent, received int64) { a.rec.Bytes(sent, received) }
 func (a *Arrival) Close(err error) {
 	a.rec.Close(cutOr(a.live, err))
 	a.live.Close()
-	if a.end != nil {
-		a.end()
+	if a.release != nil {
+		a.release()
 	}
 }
 
@@ -84,13 +95,13 @@ func (d *Driver) Arrive(ctx context.Context, pod *capture.Pod, c *Call) (*Arriva
 	}
 	// Not ctx: what ends the client's side is no cut of ours.
 	cut, end := pod.Drain.Context(context.WithoutCancel(ctx))
-	t := &tunnel{Driver: d, pod: pod, conn: capture.Accepted{Peer: c.Peer, Local: c.Local, Original: c.Local}, peer: peer, cut: cut}
+	t := &tunnel{Driver: d, pod: pod, conn: &capture.Accepted{Peer: c.Peer, Local: c.Local, Original: c.Local}, peer: peer, cut: cut}
 	a, err := t.arrive(ctx, c)
 	if err != nil {
 		end()
 		return nil, &hbone.StatusError{Status: statusOf(err), Authority: c.To}
 	}
-	a.end = end
+	a.release = end
 	return a, nil
 }
 

@@ -10,7 +10,6 @@ import (
 	"github.com/marrowmesh/marrow/internal/mtls"
 	"github.com/marrowmesh/marrow/internal/relay"
 	"github.com/marrowmesh/marrow/ztunnel/internal/capture"
-	"github.com/marrowmesh/marrow/ztunnel/internal/conns"
 	"github.com/marrowmesh/marrow/ztunnel/internal/flow"
 	"github.com/marrowmesh/marrow/ztunnel/internal/inbound"
 	"github.com/marrowmesh/marrow/ztunnel/internal/steer"
@@ -34,31 +33,43 @@ func (w *way) near() *capture.Pod {
 	return w.cfg.Near(p.Dest, hop)
 }
 
-// cross carries the connection from socket to socket: what a tunnel to oneself would ask, judge and record is asked,
-// judged and recorded by both drivers, but nothing is framed or encrypted.
-func (w *way) cross(live *conns.Live, pod *capture.Pod) error {
-	ctx := live.Context()
+// cross asks the destination's side directly: what a tunnel to oneself would ask, judge and record is asked, judged and
+// recorded by both drivers, but nothing is framed or encrypted.
+func (w *way) cross(ctx context.Context, pod *capture.Pod) (*inbound.Arrival, error) {
 	cert, err := w.cfg.Certs(w.src.Identity()).Certificate(ctx)
 	if err != nil {
-		return flow.Fail(flow.IdentityError, err)
+		return nil, flow.Fail(flow.IdentityError, err)
 	}
 	a, err := w.cfg.Arrive(ctx, pod, &inbound.Call{
 		Peer: w.conn.Peer, Local: w.plan.NextHop, Cert: cert, Expect: w.plan.Expect, To: w.plan.Authority, Headers: w.headers(),
 	})
 	if err != nil {
-		return w.refused(err)
+		return nil, w.refused(err)
 	}
-	// Who is cut closes; the other one has lost its peer and is told so, as by a tunnel.
-	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	defer context.AfterFunc(live.Context(), func() { reset(a.Conn); stop() })()
-	defer context.AfterFunc(a.Context(), func() { reset(w.conn.Conn); stop() })()
-	rec := w.rec
-	res := relay.Both(ctx, w.conn.Conn, a.Conn, func(sent, received int64) {
-		rec.Bytes(sent, received)
-		a.Bytes(sent, received)
-	})
-	a.Close(res.Up)
+	return a, nil
+}
+
+// startNear relays from socket to socket, until either side is cut. Who is cut closes; the other one has lost its peer and
+// is told so, as by a tunnel.
+func (l *leg) startNear(down capture.Conn) {
+	own, theirs := l.live.Context(), l.near.Context()
+	ctx, stop := context.WithCancel(context.WithoutCancel(own))
+	unhook := context.AfterFunc(own, func() { reset(l.near.Conn); stop() })
+	unhookTheirs := context.AfterFunc(theirs, func() { reset(down); stop() })
+	l.release = func() { unhook(); unhookTheirs(); stop() }
+	l.relay = relay.Start(ctx, down, l.near.Conn, l.count)
+}
+
+func (l *leg) count(sent, received int64) {
+	l.rec.Bytes(sent, received)
+	l.near.Bytes(sent, received)
+}
+
+// endNear closes the destination's record by what broke there; the error is what broke here.
+func (l *leg) endNear() error {
+	res := l.relay.Result()
+	l.release()
+	l.near.Close(res.Up)
 	return res.Down
 }
 

@@ -77,14 +77,30 @@ func New(cfg Config) *Driver {
 	return &Driver{cfg: cfg, group: run.NewGroup(context.Background()), pools: map[*capture.Pod]*pool.Pool{}}
 }
 
-// Handle drives one captured connection to its end; it is a capture.Handler.
-func (d *Driver) Handle(ctx context.Context, pod *capture.Pod, a capture.Accepted) {
-	defer d.cfg.Record.Socket(flow.Source)()
-	defer func() { _ = a.Close() }()
+// Handle drives one captured connection to its end; it is a capture.Handler. Idle connections wait below here.
+func (d *Driver) Handle(ctx context.Context, pod *capture.Pod, a *capture.Accepted) {
+	closed := d.cfg.Record.Socket(flow.Source)
+	l := d.begin(ctx, pod, a)
+	switch {
+	case l == nil:
+		reset(a.Conn) // nobody shall take a refusal for an empty answer
+	case l.relay == nil:
+		reset(a.Conn)
+		l.end()
+	default:
+		l.relay.Wait()
+		l.end()
+	}
+	_ = a.Close()
+	closed()
+}
+
+// begin decides, registers and opens the way; nil means that it recorded why not.
+func (d *Driver) begin(ctx context.Context, pod *capture.Pod, a *capture.Accepted) *leg {
 	src, plan, err := d.decide(ctx, pod, a)
 	if err != nil {
 		d.cfg.Record.Refused(flow.Source, a.Peer, a.Original, err)
-		return
+		return nil
 	}
 	trace := claims.NewTrace(d.random)
 	if d.cfg.Log.Enabled(obs.LevelDebug) {
@@ -94,14 +110,56 @@ func (d *Driver) Handle(ctx context.Context, pod *capture.Pod, a capture.Accepte
 		Pod: pod.UID, Direction: conns.Outbound, Src: a.Peer, Original: a.Original.String(),
 		Actual: plan.NextHop, Protocol: protocol(plan.Via),
 	})
-	defer live.Close()
-	rec := d.cfg.Record.Open(facts(src, plan, a))
-	w := &way{Driver: d, pod: pod, src: src, plan: plan, conn: a, trace: trace, rec: rec}
-	rec.Close(w.carry(live))
+	l := &leg{pod: pod, live: live, rec: d.cfg.Record.Open(facts(src, plan, a))}
+	w := &way{Driver: d, pod: pod, src: src, plan: plan, conn: a, trace: trace, rec: l.rec}
+	if near := w.near(); near != nil {
+		if l.near, l.err = w.cross(live.Context(), near); l.err == nil {
+			l.startNear(a.Conn)
+		}
+		return l
+	}
+	up, err := w.open(live.Context())
+	if l.err = err; err == nil {
+		l.relay = relay.Start(live.Context(), a.Conn, up, l.rec.Bytes)
+	}
+	return l
+}
+
+// leg is a connection on its way: what is left of the decision once it was carried out.
+type leg struct {
+	pod   *capture.Pod
+	live  *conns.Live
+	rec   *flow.Flow
+	relay *relay.Relay
+	// near is the other side if the destination is on this node; release then ends what joins the two.
+	near    *inbound.Arrival
+	release func()
+	// err is why there is no way.
+	err error
+}
+
+// end closes the record: by the cut, if there was one.
+func (l *leg) end() {
+	err := l.err
+	switch {
+	case l.relay == nil:
+	case l.near != nil:
+		err = l.endNear()
+	default:
+		err = l.relay.Result().Err
+	}
+	if cut := l.live.Cut(); cut != nil {
+		err = flow.Fail(flow.NoFlag, cut)
+	} else if cut := l.pod.Drain.Err(); cut != nil && err != nil {
+		// The pool closes its tunnels at the cut too, and may be first.
+		err = flow.Fail(flow.NoFlag, cut)
+	}
+	l.rec.Close(err)
+	l.live.Close()
 }
 
 // decide takes one View and asks it once.
-func (d *Driver) decide(ctx context.Context, pod *capture.Pod, a capture.Accepted) (*mesh.Workload, steer.Plan, error) {
+func (d *Driver) decide(ctx context.Context, pod *capture.Pod, a *capture.Accepted) (*mesh.Workload, steer.Plan, error) {
 	known, err := d.cfg.Views.WaitWorkload(ctx, d.cfg.Node, pod.Namespace, pod.Name, pod.ServiceAccount)
 	if err != nil {
 		return nil, steer.Plan{}, err
@@ -148,33 +206,9 @@ type way struct {
 	pod   *capture.Pod
 	src   *mesh.Workload
 	plan  steer.Plan
-	conn  capture.Accepted
+	conn  *capture.Accepted
 	trace claims.TraceID
 	rec   *flow.Flow
-}
-
-// carry opens the way that was planned and relays. The error is the one for the record.
-func (w *way) carry(live *conns.Live) error {
-	err := w.travel(live)
-	if cut := live.Cut(); cut != nil {
-		return flow.Fail(flow.NoFlag, cut)
-	}
-	// The pool closes its tunnels at the cut too, and may be first.
-	if cut := w.pod.Drain.Err(); cut != nil && err != nil {
-		return flow.Fail(flow.NoFlag, cut)
-	}
-	return err
-}
-
-func (w *way) travel(live *conns.Live) error {
-	if near := w.near(); near != nil {
-		return w.cross(live, near)
-	}
-	up, err := w.open(live.Context())
-	if err != nil {
-		return err
-	}
-	return relay.Both(live.Context(), w.conn.Conn, up, w.rec.Bytes).Err
 }
 
 func (w *way) open(ctx context.Context) (relay.Duplex, error) {
@@ -363,7 +397,7 @@ func protocol(v steer.Via) string {
 	return "TCP"
 }
 
-func facts(src *mesh.Workload, plan steer.Plan, a capture.Accepted) flow.Facts {
+func facts(src *mesh.Workload, plan steer.Plan, a *capture.Accepted) flow.Facts {
 	f := flow.Facts{
 		Reporter: flow.Source, Src: a.Peer, Dst: plan.NextHop, HBONETarget: plan.Authority,
 		SourceWorkload: src, DestWorkload: plan.Dest, Service: plan.Service, Mutual: plan.Via.Tunnelled(),

@@ -237,13 +237,13 @@ func (w *world) bare(work *mesh.Workload) *pod {
 	}
 	w.pods = append(w.pods, p)
 	p.listen(capture.PortHBONE, func(c *memnet.Conn) {
-		p.handle(w.in.HandleHBONE, capture.Accepted{Conn: c, Peer: c.Remote(), Local: c.Local(), Original: c.Local()})
+		p.handle(w.in.HandleHBONE, &capture.Accepted{Conn: c, Peer: c.Remote(), Local: c.Local(), Original: c.Local()})
 	})
 	return p
 }
 
 // handle runs a driver as capture does: with a context that the drain's end cuts.
-func (p *pod) handle(h capture.Handler, a capture.Accepted) {
+func (p *pod) handle(h capture.Handler, a *capture.Accepted) {
 	ctx, cancel := p.Drain.Context(context.Background())
 	defer cancel()
 	h(ctx, p.Pod, a)
@@ -288,7 +288,7 @@ func (p *pod) connect(dst string) *memnet.Conn {
 	to := netip.MustParseAddrPort(dst)
 	app, proxy := p.w.net.Pair(netip.AddrPortFrom(p.ip, 33333), to)
 	p.w.group.Go("captured", func(context.Context) error {
-		p.handle(p.w.out.Handle, capture.Accepted{
+		p.handle(p.w.out.Handle, &capture.Accepted{
 			Conn: proxy, Peer: app.Local(), Local: netip.AddrPortFrom(p.ip, capture.PortOutbound), Original: to,
 		})
 		return nil
@@ -301,7 +301,7 @@ func (p *pod) plain(from string, port uint16) *memnet.Conn {
 	to := netip.AddrPortFrom(p.ip, port)
 	app, proxy := p.w.net.Pair(netip.MustParseAddrPort(from), to)
 	p.w.group.Go("plain", func(context.Context) error {
-		p.handle(p.w.in.HandlePlain, capture.Accepted{
+		p.handle(p.w.in.HandlePlain, &capture.Accepted{
 			Conn: proxy, Peer: app.Local(), Local: netip.AddrPortFrom(p.ip, capture.PortPlain), Original: to,
 		})
 		return nil

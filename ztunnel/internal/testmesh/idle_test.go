@@ -1,0 +1,270 @@
+package testmesh_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/marrowmesh/marrow/internal/identity"
+	"github.com/marrowmesh/marrow/internal/mesh"
+	"github.com/marrowmesh/marrow/internal/mtls"
+	"github.com/marrowmesh/marrow/internal/obs"
+	"github.com/marrowmesh/marrow/internal/run"
+	"github.com/marrowmesh/marrow/internal/testkit/fakeca"
+	"github.com/marrowmesh/marrow/ztunnel/internal/capture"
+	"github.com/marrowmesh/marrow/ztunnel/internal/conns"
+	"github.com/marrowmesh/marrow/ztunnel/internal/flow"
+	"github.com/marrowmesh/marrow/ztunnel/internal/inbound"
+	"github.com/marrowmesh/marrow/ztunnel/internal/outbound"
+	"github.com/marrowmesh/marrow/ztunnel/internal/view"
+)
+
+// quietMesh is two pods on loopback, with real sockets and the drivers of both in this process.
+type quietMesh struct {
+	t       *testing.T
+	group   *run.Group
+	drain   *run.Drain
+	out     *outbound.Driver
+	in      *inbound.Driver
+	conns   *conns.Table
+	a, b    *capture.Pod
+	life    context.Context //nolint:containedctx // of all connections
+	release context.CancelFunc
+	outside string // where a's connections are captured
+	mu      sync.Mutex
+	served  []*net.TCPConn // the application's side at b
+	all     []net.Listener
+}
+
+const quietClient, quietServer = "127.0.11.1", "127.0.11.2"
+
+func newQuietMesh(t *testing.T, oneNode bool) *quietMesh {
+	t.Helper()
+	ca, err := fakeca.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics, err := flow.NewMetrics(prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := obs.Discard()
+	record, views := flow.NewRecorder(metrics, log), view.New(log)
+	m := &quietMesh{t: t, group: run.NewGroup(context.Background()), drain: run.NewDrain(), conns: conns.NewTable(views, log, false)}
+	certs := func(id identity.ID) mtls.Source { return ca.Source(id) }
+	m.in = inbound.New(inbound.Config{Views: views, Conns: m.conns, Record: record, Log: log, Certs: certs})
+	m.out = outbound.New(outbound.Config{
+		Views: views, Conns: m.conns, Record: record, Log: log, Certs: certs, Arrive: m.in.Arrive,
+		Near: func(w *mesh.Workload, _ netip.Addr) *capture.Pod {
+			if oneNode && w.Name == "b" {
+				return m.b
+			}
+			return nil
+		},
+	})
+	a, b := workload("a", quietClient), workload("b", quietServer)
+	views.Apply(mesh.Batch{Workloads: []*mesh.Workload{a, b}})
+	m.a, m.b = m.pod(a), m.pod(b)
+	m.life, m.release = m.drain.Context(context.Background())
+	m.group.Go("judge", m.conns.Run)
+	m.outside = m.listen(quietClient+":0", func(c *net.TCPConn) {
+		m.handle(m.a, m.out.Handle, c, netip.MustParseAddrPort(quietServer+":8080"))
+	})
+	m.listen(quietServer+":15008", func(c *net.TCPConn) {
+		m.handle(m.b, m.in.HandleHBONE, c, netip.MustParseAddrPort(c.LocalAddr().String()))
+	})
+	m.listen(quietServer+":8080", func(c *net.TCPConn) {
+		m.mu.Lock()
+		m.served = append(m.served, c)
+		m.mu.Unlock()
+	})
+	return m
+}
+
+func (m *quietMesh) pod(w *mesh.Workload) *capture.Pod {
+	own := w.Addresses[0]
+	return &capture.Pod{
+		UID: w.UID, Name: w.Name, Namespace: w.Namespace, ServiceAccount: w.ID.ServiceAccount(), Drain: m.drain.Child(),
+		Dial: func(ctx context.Context, dst netip.AddrPort, source netip.Addr) (capture.Conn, error) {
+			if !source.IsValid() {
+				source = own
+			}
+			d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0))}
+			c, err := d.DialContext(ctx, "tcp", dst.String())
+			if err != nil {
+				return nil, err
+			}
+			return c.(*net.TCPConn), nil
+		},
+	}
+}
+
+// handle is what capture does with an accepted connection.
+func (m *quietMesh) handle(pod *capture.Pod, h capture.Handler, c *net.TCPConn, original netip.AddrPort) {
+	ctx := m.life // as in capture, all connections of a pod share one
+	m.group.Go("connection", func(context.Context) error {
+		h(ctx, pod, &capture.Accepted{
+			Conn: c, Peer: netip.MustParseAddrPort(c.RemoteAddr().String()), Local: netip.MustParseAddrPort(c.LocalAddr().String()), Original: original,
+		})
+		return nil
+	})
+}
+
+func (m *quietMesh) listen(addr string, serve func(c *net.TCPConn)) string {
+	m.t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.all = append(m.all, l)
+	m.group.Go("listener", func(context.Context) error {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return nil //nolint:nilerr // the test has closed the listener
+			}
+			serve(c.(*net.TCPConn))
+		}
+	})
+	return l.Addr().String()
+}
+
+func (m *quietMesh) stop() {
+	for _, l := range m.all {
+		_ = l.Close()
+	}
+	m.drain.Cut()
+	m.out.Close()
+	m.release()
+	m.group.Stop()
+	if err := m.group.Wait(); err != nil {
+		m.t.Error(err)
+	}
+	for _, c := range m.served {
+		_ = c.Close()
+	}
+}
+
+// open makes connections of a's application, and one word goes each way over each.
+func (m *quietMesh) open(n int, addr string) []net.Conn {
+	m.t.Helper()
+	word := make([]byte, 4)
+	out := make([]net.Conn, n)
+	for i := range out {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		out[i] = c
+		_, _ = io.WriteString(c, "ping")
+		var s *net.TCPConn
+		for end := time.Now().Add(10 * time.Second); s == nil; {
+			m.mu.Lock()
+			if k := len(m.served); k > 0 && m.served[k-1] != nil && k > i {
+				s = m.served[k-1]
+			}
+			m.mu.Unlock()
+			if s == nil {
+				if time.Now().After(end) {
+					m.t.Fatalf("connection %d does not arrive", i)
+				}
+				time.Sleep(100 * time.Microsecond)
+			}
+		}
+		if _, err := io.ReadFull(s, word); err != nil {
+			m.t.Fatal(err)
+		}
+		_, _ = s.Write(word)
+		if _, err := io.ReadFull(c, word); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	return out
+}
+
+// cost is memory and goroutines.
+type cost struct{ heap, stack, goroutines int64 }
+
+func costs() cost {
+	for range 4 { // finalizers, pools, and stacks that shrink by half at a time
+		runtime.GC()
+		time.Sleep(20 * time.Millisecond)
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return cost{int64(m.HeapAlloc), int64(m.StackInuse), int64(runtime.NumGoroutine())}
+}
+
+func (c cost) minus(o cost) cost {
+	return cost{c.heap - o.heap, c.stack - o.stack, c.goroutines - o.goroutines}
+}
+
+// TestIdleConnectionCost is the budget of a connection that is open and silent: at most 8 KiB of Go's memory, stacks
+// included, and one goroutine on each proxy. Both proxies, and the applications' ends, are in this process; what the
+// latter cost is measured without proxies and taken off.
+func TestIdleConnectionCost(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector makes frames larger")
+	}
+	n := 1000
+	if testing.Short() {
+		n = 200
+	}
+	for _, tc := range []struct {
+		name       string
+		oneNode    bool
+		proxies    int64
+		goroutines int64
+	}{
+		{"two nodes", false, 2, 2},
+		{"one node", true, 1, 2},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := newQuietMesh(t, tc.oneNode)
+			before := costs()
+			ends := m.direct(n)
+			applications := costs().minus(before)
+			before = costs()
+			open := m.open(n, m.outside)
+			all := costs().minus(before)
+			each := all.minus(applications)
+			k := int64(n)
+			heap, stack, goroutines := each.heap/k/tc.proxies, each.stack/k/tc.proxies, (each.goroutines+k/2)/k
+			t.Logf("per connection and proxy: %d bytes of heap, %d of stack; %d goroutines in all; applications' ends: %d bytes",
+				heap, stack, goroutines, applications.heap/k)
+			// Without a tunnel one proxy is both, and reads two applications' sockets.
+			if sum, most := heap+stack, 2/tc.proxies*(8<<10); sum > most {
+				t.Errorf("%d bytes per connection and proxy, at most %d", sum, most)
+			}
+			if goroutines > tc.goroutines {
+				t.Errorf("%d goroutines per connection, want %d", goroutines, tc.goroutines)
+			}
+			for _, c := range append(open, ends...) {
+				_ = c.Close()
+			}
+			m.stop()
+			if left := m.conns.Count(); left != 0 {
+				t.Errorf("%d connections are left in the table", left)
+			}
+		})
+	}
+}
+
+// direct opens connections between the applications, without a proxy.
+func (m *quietMesh) direct(n int) []net.Conn {
+	out := m.open(n, quietServer+":8080")
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.served {
+		out = append(out, c)
+	}
+	m.served = nil
+	return out
+}

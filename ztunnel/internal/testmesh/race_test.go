@@ -1,0 +1,5 @@
+//go:build race
+
+package testmesh_test
+
+const raceDetector = true
