@@ -65,7 +65,7 @@ func rules() []rule {
 		{from: "...", never: []string{module + "internal/testkit/..."}, except: []string{"internal/testkit/..."}, why: "the test kit never ships"},
 		{from: "...", never: []string{module + "internal/lab", module + "internal/lab/..."}, except: []string{"internal/lab/...", "internal/testkit/nstest", "marrow/...", "integration/...", "perf/..."}, why: "no component knows that it runs in a lab"},
 		{from: "internal/...", never: []string{module + "ztunnel/...", module + "waypoint/...", module + "cni/...", module + "istiod-lite/...", module + "marrow/..."}, why: "shared rooms know no binary"},
-		{from: "...", never: []string{"unsafe", "plugin", "C"}, except: []string{"internal/netsys", "internal/lab/..."}, why: "memory tricks stay where the kernel needs them"},
+		{from: "...", never: []string{"unsafe", "plugin", "C"}, except: []string{"internal/netsys", "internal/burst", "internal/lab/..."}, why: "memory tricks stay where the kernel needs them"},
 	}
 }
 

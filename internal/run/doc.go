@@ -12,7 +12,9 @@
 //   - a cut always implies a start of the drain (TestDrainCutImpliesStart);
 //   - a drain of a parent reaches every child, also one made later
 //     (TestDrainReachesChildren);
-//   - readiness can be taken back (TestReadyUndo).
+//   - readiness can be taken back (TestReadyUndo);
+//   - memory of a burst goes back to the system soon after
+//     (TestLeanGivesBack).
 //
 // Neighbours: every app composes with it, every driver starts its goroutines
 // through a Group.

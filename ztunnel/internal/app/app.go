@@ -19,6 +19,9 @@ import (
 	"github.com/marrowmesh/marrow/ztunnel/internal/config"
 )
 
+// leanInterval is how soon memory of a burst goes back to the system, about.
+const leanInterval = 20 * time.Second
+
 // errQuit is the cause of an end that was asked for over the admin port.
 var errQuit = fmt.Errorf("%w over /quitquitquit", run.ErrStopped)
 
@@ -190,6 +193,7 @@ func (p *proxy) run(ctx context.Context) error {
 		Title: "ztunnel", Levels: p.levels, Quit: func() { quit(errQuit) }, Dump: src.Dump,
 	}))
 	plane.startCore(core)
+	core.Go("lean", func(ctx context.Context) error { return run.Lean(ctx, leanInterval) })
 	intake.Go("data plane", func(ctx context.Context) error {
 		select {
 		case <-plane.xds.Synced():
