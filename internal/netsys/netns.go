@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,6 +18,10 @@ type Netns struct {
 	file *os.File
 	dev  uint64
 	ino  uint64
+
+	once    sync.Once
+	home    *os.File // the process' own namespace: where threads go back to
+	homeErr error
 }
 
 // OpenNetns opens the namespace at path, for instance /proc/<pid>/ns/net or a
@@ -84,7 +89,13 @@ func (n *Netns) FD() int { return int(n.file.Fd()) }
 
 // Close releases the descriptor; the namespace lives on while anybody else
 // holds it.
-func (n *Netns) Close() error { return n.file.Close() }
+func (n *Netns) Close() error {
+	n.once.Do(func() { n.homeErr = os.ErrClosed })
+	if n.home != nil {
+		_ = n.home.Close()
+	}
+	return n.file.Close()
+}
 
 // Dup returns an independent holder of the same namespace.
 func (n *Netns) Dup() (*Netns, error) {
@@ -143,16 +154,16 @@ func (n *Netns) enter(fn func() error, done chan<- error) {
 }
 
 func (n *Netns) inside(fn func() error) (err error, restored bool) {
-	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open own network namespace: %w", err), true
+	// The main thread never leaves the namespace of the process.
+	n.once.Do(func() { n.home, n.homeErr = os.Open("/proc/self/ns/net") })
+	if n.homeErr != nil {
+		return fmt.Errorf("open own network namespace: %w", n.homeErr), true
 	}
-	defer func() { _ = unix.Close(home) }()
-	if err := n.setns(); err != nil {
+	if err := setns(n.file); err != nil {
 		return fmt.Errorf("enter %v (needs CAP_SYS_ADMIN): %w", n, err), true
 	}
 	err = fn()
-	if back := unix.Setns(home, unix.CLONE_NEWNET); back != nil {
+	if back := setns(n.home); back != nil {
 		return errors.Join(err, fmt.Errorf("leave %v, its thread ends: %w", n, back)), false
 	}
 	return err, true
@@ -170,8 +181,8 @@ func (n *Netns) Loopback6() bool {
 
 // setns keeps the descriptor from being closed meanwhile: its number could by
 // then be that of another pod's namespace.
-func (n *Netns) setns() error {
-	rc, err := n.file.SyscallConn()
+func setns(f *os.File) error {
+	rc, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}

@@ -114,7 +114,7 @@ func TestDialInsideNamespace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := l.AcceptTCP()
+		s, err := l.AcceptConn()
 		if err != nil {
 			t.Fatal(err)
 		}

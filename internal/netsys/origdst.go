@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +21,11 @@ var ErrNoAddress = errors.New("no TCP address")
 // OriginalDst is where the client of a redirected connection meant to go:
 // asked at the IPv4 level (an IPv4 client on a dual-stack socket answers
 // there), then at the IPv6 level, else the local address.
-func OriginalDst(c *net.TCPConn) (netip.AddrPort, error) {
+func OriginalDst(c interface {
+	syscall.Conn
+	LocalAddr() net.Addr
+},
+) (netip.AddrPort, error) {
 	rc, err := c.SyscallConn()
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("original destination: %w", err)

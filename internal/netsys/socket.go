@@ -19,13 +19,15 @@ type ListenOptions struct {
 	Transparent bool   // IP_TRANSPARENT, best effort: ask TransparentWorks when it matters
 	Backlog     int    // 0 = 128
 	V6Only      bool   // for an IPv6 address: do not take IPv4 as well
+
+	KeepAlive net.KeepAliveConfig // of accepted sockets; without Enable there is none
 }
 
 // DialOptions says how a connection is made.
 type DialOptions struct {
 	Mark      uint32              // SO_MARK; 0 = none
 	Source    netip.Addr          // connect from this foreign address (transparent); invalid = the kernel's choice
-	KeepAlive net.KeepAliveConfig // zero = Go's default
+	KeepAlive net.KeepAliveConfig // without Enable there is none; zero times are the kernel's
 	Timeout   time.Duration       // 0 = DefaultConnectTimeout
 }
 
@@ -33,8 +35,9 @@ type DialOptions struct {
 const DefaultConnectTimeout = 10 * time.Second
 
 // Listen opens a TCP listener inside the namespace. An IPv6 address takes
-// IPv4 clients as well unless V6Only; see Unmap for their addresses.
-func (n *Netns) Listen(addr netip.AddrPort, o ListenOptions) (*net.TCPListener, error) {
+// IPv4 clients as well unless V6Only; see Unmap for their addresses. Accepted
+// sockets have TCP_NODELAY.
+func (n *Netns) Listen(addr netip.AddrPort, o ListenOptions) (*Listener, error) {
 	var fd int
 	err := n.Do(func() (err error) {
 		fd, err = listenSocket(addr, o)
@@ -43,13 +46,7 @@ func (n *Netns) Listen(addr netip.AddrPort, o ListenOptions) (*net.TCPListener, 
 	if err != nil {
 		return nil, fmt.Errorf("listen on %v in %v: %w", addr, n, err)
 	}
-	f := os.NewFile(uintptr(fd), "listener")
-	defer func() { _ = f.Close() }()
-	l, err := net.FileListener(f)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %v in %v: %w", addr, n, err)
-	}
-	return l.(*net.TCPListener), nil
+	return &Listener{f: os.NewFile(uintptr(fd), "listener"), addr: nameOf(unix.Getsockname(fd))}, nil
 }
 
 func listenSocket(addr netip.AddrPort, o ListenOptions) (fd int, err error) {
@@ -85,6 +82,9 @@ func listenSocket(addr netip.AddrPort, o ListenOptions) (fd int, err error) {
 	if o.Transparent {
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1)
 	}
+	if err := setStream(fd, o.KeepAlive); err != nil { // accepted sockets inherit this
+		return -1, err
+	}
 	if err := unix.Bind(fd, sockaddr(addr)); err != nil {
 		return -1, os.NewSyscallError("bind", err)
 	}
@@ -97,7 +97,7 @@ func listenSocket(addr netip.AddrPort, o ListenOptions) (fd int, err error) {
 
 // Dial connects to dst from inside the namespace, at most o.Timeout or as
 // long as ctx lives. TCP_NODELAY is set.
-func (n *Netns) Dial(ctx context.Context, dst netip.AddrPort, o DialOptions) (*net.TCPConn, error) {
+func (n *Netns) Dial(ctx context.Context, dst netip.AddrPort, o DialOptions) (*Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -114,23 +114,11 @@ func (n *Netns) Dial(ctx context.Context, dst netip.AddrPort, o DialOptions) (*n
 	if err != nil {
 		return nil, fmt.Errorf("connect to %v: %w", dst, err)
 	}
-	f, err := finishConnect(ctx, fd, dst, o)
+	c, err := connect(ctx, fd, dst, o)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %v: %w", dst, err)
 	}
-	defer func() { _ = f.Close() }()
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, fmt.Errorf("connect to %v: %w", dst, err)
-	}
-	tcp := c.(*net.TCPConn)
-	if o.KeepAlive != (net.KeepAliveConfig{}) {
-		if err := tcp.SetKeepAliveConfig(o.KeepAlive); err != nil {
-			_ = tcp.Close()
-			return nil, fmt.Errorf("connect to %v: keepalive: %w", dst, err)
-		}
-	}
-	return tcp, nil
+	return c, nil
 }
 
 func dialSocket(dst netip.Addr, o DialOptions) (fd int, err error) {
@@ -146,7 +134,7 @@ func dialSocket(dst netip.Addr, o DialOptions) (fd int, err error) {
 	if err := setMark(fd, o.Mark); err != nil {
 		return -1, err
 	}
-	if err := setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1, "TCP_NODELAY"); err != nil {
+	if err := setStream(fd, o.KeepAlive); err != nil {
 		return -1, err
 	}
 	if !o.Source.IsValid() {
@@ -164,23 +152,32 @@ func dialSocket(dst netip.Addr, o DialOptions) (fd int, err error) {
 	return fd, nil
 }
 
-// finishConnect takes fd over; it is closed if an error is returned.
-func finishConnect(ctx context.Context, fd int, dst netip.AddrPort, o DialOptions) (f *os.File, err error) {
-	err = unix.Connect(fd, sockaddr(dst))
-	f = os.NewFile(uintptr(fd), "connection") // non-blocking, so the poller takes it
-	defer func() {
-		if err != nil {
-			_ = f.Close()
-			f = nil
-		}
-	}()
-	if err == nil {
-		return f, nil
+// connect takes fd over; it is closed if an error is returned.
+func connect(ctx context.Context, fd int, dst netip.AddrPort, o DialOptions) (*Conn, error) {
+	to := sockaddr(dst)
+	err := unix.Connect(fd, to)
+	if errors.Is(err, unix.EINPROGRESS) {
+		// The answer of somebody on the same node waited for the first call to
+		// end: the second one knows it, which saves waiting.
+		err = unix.Connect(fd, to)
 	}
-	if !errors.Is(err, unix.EINPROGRESS) && !errors.Is(err, unix.EINTR) {
-		return f, os.NewSyscallError("connect", err)
+	switch {
+	case err == nil, errors.Is(err, unix.EISCONN):
+		return newConn(fd, dst), nil
+	case !errors.Is(err, unix.EINPROGRESS) && !errors.Is(err, unix.EALREADY) && !errors.Is(err, unix.EINTR):
+		_ = unix.Close(fd)
+		return nil, os.NewSyscallError("connect", err)
 	}
-	limit := o.Timeout
+	c := newConn(fd, dst)
+	if err := finishConnect(ctx, c.f, o.Timeout); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// finishConnect waits for the answer.
+func finishConnect(ctx context.Context, f *os.File, limit time.Duration) error {
 	if limit == 0 {
 		limit = DefaultConnectTimeout
 	}
@@ -189,18 +186,19 @@ func finishConnect(ctx context.Context, fd int, dst netip.AddrPort, o DialOption
 		deadline = d
 	}
 	if err := f.SetWriteDeadline(deadline); err != nil {
-		return f, fmt.Errorf("wait for connection: %w", err)
+		return fmt.Errorf("wait for connection: %w", err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Unix(1, 0)) })
-	defer stop()
-	err = waitConnected(f)
-	if ctx.Err() != nil {
-		return f, ctx.Err()
+	err := waitConnected(f)
+	switch {
+	case !stop() && ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("no answer within %v: %w", limit, os.ErrDeadlineExceeded)
+	case err != nil:
+		return err
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return f, fmt.Errorf("no answer within %v: %w", limit, os.ErrDeadlineExceeded)
-	}
-	return f, err
+	return f.SetWriteDeadline(time.Time{})
 }
 
 func waitConnected(f *os.File) error {
@@ -330,15 +328,38 @@ func setMark(fd int, mark uint32) error {
 	return nil
 }
 
+// setTransparent allows foreign addresses, for which there is no need of
+// IP_FREEBIND beside it.
 func setTransparent(fd int, v6 bool) error {
-	level, transparent, freebind, name := unix.IPPROTO_IP, unix.IP_TRANSPARENT, unix.IP_FREEBIND, "IP"
 	if v6 {
-		level, transparent, freebind, name = unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT, unix.IPV6_FREEBIND, "IPV6"
+		return setInt(fd, unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT, 1, "IPV6_TRANSPARENT")
 	}
-	if err := setInt(fd, level, transparent, 1, name+"_TRANSPARENT"); err != nil {
+	return setInt(fd, unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1, "IP_TRANSPARENT")
+}
+
+// setStream sets what every connection of ours has.
+func setStream(fd int, k net.KeepAliveConfig) error {
+	err := setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1, "TCP_NODELAY")
+	if err != nil || !k.Enable {
 		return err
 	}
-	return setInt(fd, level, freebind, 1, name+"_FREEBIND")
+	seconds := func(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
+	for _, o := range []struct {
+		opt, value int
+		name       string
+	}{
+		{unix.TCP_KEEPIDLE, seconds(k.Idle), "TCP_KEEPIDLE"},
+		{unix.TCP_KEEPINTVL, seconds(k.Interval), "TCP_KEEPINTVL"},
+		{unix.TCP_KEEPCNT, k.Count, "TCP_KEEPCNT"},
+	} {
+		if o.value <= 0 {
+			continue
+		}
+		if err := setInt(fd, unix.IPPROTO_TCP, o.opt, o.value, o.name); err != nil {
+			return err
+		}
+	}
+	return setInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1, "SO_KEEPALIVE")
 }
 
 func setInt(fd, level, opt, value int, name string) error {

@@ -37,7 +37,7 @@ type Proxy struct {
 	pod *Pod
 	ns  *netsys.Netns
 	g   *run.Group
-	ls  []*net.TCPListener
+	ls  []*netsys.Listener
 	// release lets go of the drain.
 	release context.CancelFunc
 
@@ -85,8 +85,11 @@ func open(cfg *Config, ns *netsys.Netns, pod *Pod, ports []port) (*Proxy, error)
 	p := &Proxy{cfg: cfg, pod: pod, ns: ns, own: map[netip.Addr]struct{}{}, g: run.NewGroup(ctx), release: release}
 	pod.Dial = dialer(ns, cfg.Options)
 	for _, port := range ports {
-		l, err := ns.Listen(netip.AddrPortFrom(host, port.number),
-			netsys.ListenOptions{Mark: cfg.Mark, ReusePort: cfg.ReusePort, Transparent: true})
+		o := netsys.ListenOptions{Mark: cfg.Mark, ReusePort: cfg.ReusePort, Transparent: true}
+		if port.keep {
+			o.KeepAlive = cfg.KeepAlive
+		}
+		l, err := ns.Listen(netip.AddrPortFrom(host, port.number), o)
 		if err != nil {
 			p.closeListeners()
 			release()
@@ -154,10 +157,10 @@ const (
 	acceptPauseMax   = time.Second
 )
 
-func (p *Proxy) accept(ctx context.Context, l *net.TCPListener, port *port) error {
+func (p *Proxy) accept(ctx context.Context, l *netsys.Listener, port *port) error {
 	pause := acceptPauseFirst
 	for {
-		c, err := l.AcceptTCP()
+		c, err := l.AcceptConn()
 		switch {
 		case err == nil:
 			pause = acceptPauseFirst
@@ -183,28 +186,24 @@ func (p *Proxy) accept(ctx context.Context, l *net.TCPListener, port *port) erro
 }
 
 // serve waits for the driver of one connection. Its frame stays while the connection lives.
-func (p *Proxy) serve(ctx context.Context, c *net.TCPConn, port *port) {
+func (p *Proxy) serve(ctx context.Context, c *netsys.Conn, port *port) {
 	if a := p.prepare(c, port); a != nil {
 		port.handler(ctx, p.pod, a)
 	}
 	_ = c.Close() // drivers do so themselves; this is for connections that got none
 }
 
-// prepare makes one connection fit for its driver; nil means that it told why not.
-func (p *Proxy) prepare(c *net.TCPConn, port *port) *Accepted {
+// prepare learns what the driver must know; nil means that it told why not.
+func (p *Proxy) prepare(c *netsys.Conn, port *port) *Accepted {
 	a, err := describe(c, port)
 	if err != nil {
 		p.cfg.Log.Warn("connection failed", obs.F("pod", p.pod.Namespace+"/"+p.pod.Name), obs.F("port", port.number), obs.Err(err))
 		return nil
 	}
-	_ = c.SetNoDelay(true)
-	if port.keep {
-		_ = c.SetKeepAliveConfig(p.cfg.KeepAlive)
-	}
 	return a
 }
 
-func describe(c *net.TCPConn, port *port) (*Accepted, error) {
+func describe(c *netsys.Conn, port *port) (*Accepted, error) {
 	peer, err := netsys.Unmap(c.RemoteAddr())
 	if err != nil {
 		return nil, fmt.Errorf("peer: %w", err)
