@@ -38,7 +38,7 @@ perf: build ## measure the mesh against no mesh and against peers (PERF_ARGS='--
 	@$(BIN)/marrow perf run --commit $(VERSION) $(PERF_ARGS) --out $(BUILD)/perf
 
 .PHONY: test
-test: build envoy-bin unit lab envoy ## all tests that need no more than this machine: unit, lab, Envoy interop
+test: build envoy-bin unit lab h2spec hostile envoy ## all tests that need no more than this machine: unit, lab, attacks, h2spec, Envoy interop
 
 .PHONY: unit
 unit: need-go ## unit tests, examples, properties, fuzz seeds

@@ -219,7 +219,7 @@ func controlAttacks() []attack {
 		flood("SETTINGS flood", []string{calm}, func(_ *peer, f *http2.Framer) error { return f.WriteSettings() }),
 		flood("SETTINGS acknowledgements", []string{calm, protocol}, func(_ *peer, f *http2.Framer) error { return f.WriteSettingsAck() }),
 		flood("PING flood", []string{calm}, func(_ *peer, f *http2.Framer) error { return f.WritePing(false, [8]byte{}) }),
-		flood("PING answers that nobody wanted", []string{calm}, func(_ *peer, f *http2.Framer) error { return f.WritePing(true, [8]byte{}) }),
+		flood("PING answers that nobody wanted", []string{calm, tolerated}, func(_ *peer, f *http2.Framer) error { return f.WritePing(true, [8]byte{}) }),
 		flood("priority flood", []string{calm}, func(p *peer, f *http2.Framer) error {
 			return f.WritePriority(p.stream(), http2.PriorityParam{StreamDep: 0, Weight: 200})
 		}),
