@@ -117,7 +117,7 @@ func (g *Agent) Call(limit time.Duration, method string, args, reply any) error 
 	case <-call.Done:
 		if errors.Is(call.Error, rpc.ErrShutdown) || errors.Is(call.Error, io.ErrUnexpectedEOF) {
 			<-g.ended
-			return fmt.Errorf("%s in %s: the agent ended: %w: %v: %s", method, g.target, call.Error, g.exit, g.errs.String())
+			return fmt.Errorf("%s in %s: the agent ended: %w: %w: %s", method, g.target, call.Error, g.exit, g.errs.String())
 		}
 		if call.Error != nil {
 			return fmt.Errorf("%s in %s: %w", method, g.target, call.Error)

@@ -281,16 +281,18 @@ func rows() []row {
 			x.both(func() { s.send(large, 1); s.close() }, func() { c.receive(0, 1) })
 			slices.Sort(x.said)
 		})},
-		{name: "nobody listens", script: func(x *exchange) {
-			// A refusal that comes after the accept may reach the connect or the first read.
-			got := x.c.step("Dial", Op{Addr: net.JoinHostPort(x.w.addr, nobody)})
-			if got.End == "" {
-				x.c.conn = got.Conn
-				got = x.c.step("Receive", Op{})
-			}
-			x.note("client learns of it by %s", got.End)
-		}, otherwise: []string{"client learns of it by ECONNRESET"},
-			reason: "instead of ECONNREFUSED: the proxy accepts before it can know the destination; a reset is the nearest to a refusal that is left"},
+		{
+			name: "nobody listens", script: func(x *exchange) {
+				// A refusal that comes after the accept may reach the connect or the first read.
+				got := x.c.step("Dial", Op{Addr: net.JoinHostPort(x.w.addr, nobody)})
+				if got.End == "" {
+					x.c.conn = got.Conn
+					got = x.c.step("Receive", Op{})
+				}
+				x.note("client learns of it by %s", got.End)
+			}, otherwise: []string{"client learns of it by ECONNRESET"},
+			reason: "instead of ECONNREFUSED: the proxy accepts before it can know the destination; a reset is the nearest to a refusal that is left",
+		},
 	}
 }
 

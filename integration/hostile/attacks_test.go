@@ -60,6 +60,8 @@ var (
 // streamAttacks open and end streams in ways that cost the server more than the client.
 func streamAttacks() []attack {
 	return []attack{
+		// What the ratio of the table is worth on this machine at this hour.
+		{name: "none, for comparison", want: []string{tolerated}, run: func(ctx context.Context, _ *peer) { <-ctx.Done() }},
 		{name: "rapid reset", want: []string{calm}, run: func(ctx context.Context, p *peer) {
 			p.flood(ctx, func(f *http2.Framer) error {
 				id := p.stream()

@@ -142,7 +142,7 @@ func (g *ground) attack(t *testing.T, row attack) {
 		t.Errorf("the proxy grew by %.1f MiB, from %.1f; more than %.0f is too much", mib(grown), mib(before.RSS), mib(row.growth()))
 	}
 	g.watcher.Settled(t, g.calm, slack, 5*time.Second)
-	calm, loud := slices.Min(peace), slices.Max(under)
+	calm, loud := (peace[0]+peace[1])/2, (under[0]+under[1])/2
 	g.line = append(g.line, fmt.Sprintf("%-46s %9d %8.1f %7.2f %9v %9v %6.1f  %s", row.name, total.Sent, mib(peak), busy.Seconds()/lasted.Seconds(),
 		calm.Round(time.Microsecond), loud.Round(time.Microsecond), float64(loud)/float64(calm), ends(total.Ends)))
 }

@@ -119,7 +119,7 @@ func (m *Impostor) serve(raw net.Conn) {
 	patient, done := context.WithTimeout(context.Background(), 5*time.Second)
 	defer done()
 	p.opened(patient, 1) // the first request
-	p.asked = uint32(p.lastStream.Load())
+	p.asked = p.lastStream.Load()
 	row.run(ctx, p)
 	end := row.finish(p)
 	m.mu.Lock()

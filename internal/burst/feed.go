@@ -96,9 +96,9 @@ func (f *Feeder) onReady(fd uintptr) bool {
 		dst := f.space()
 		n, err := read(fd, dst)
 		switch {
-		case err == syscall.EINTR:
+		case err == syscall.EINTR: //nolint:errorlint // straight from the kernel
 			continue
-		case err == syscall.EAGAIN:
+		case err == syscall.EAGAIN: //nolint:errorlint // straight from the kernel
 			f.rest()
 			return false
 		case err != nil:

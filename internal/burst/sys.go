@@ -37,17 +37,10 @@ func raw(call, fd uintptr, p []byte) (int, error) {
 
 // errnoErr saves the allocation of what happens often.
 func errnoErr(e syscall.Errno) error {
-	switch e {
-	case syscall.EAGAIN:
+	if e == syscall.EAGAIN {
 		return errAgain
-	case syscall.EINTR:
-		return errIntr
 	}
 	return e
 }
 
-//nolint:gochecknoglobals // constants, but for the type
-var (
-	errAgain error = syscall.EAGAIN
-	errIntr  error = syscall.EINTR
-)
+var errAgain error = syscall.EAGAIN

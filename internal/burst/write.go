@@ -55,8 +55,8 @@ func (w *Writer) onReady(fd uintptr) bool {
 	for w.n < len(w.p) {
 		n, err := write(fd, w.p[w.n:])
 		switch {
-		case err == syscall.EINTR:
-		case err == syscall.EAGAIN:
+		case err == syscall.EINTR: //nolint:errorlint // straight from the kernel
+		case err == syscall.EAGAIN: //nolint:errorlint // straight from the kernel
 			return !w.wait
 		case err != nil:
 			w.err = os.NewSyscallError("write", err)

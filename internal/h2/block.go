@@ -144,6 +144,10 @@ func (k *block) join(fh http2.FrameHeader, b []byte) error {
 	if fh.Flags.Has(http2.FlagHeadersPadded) {
 		pad = int(p[0])
 	}
+	// Priorities mean nothing here (RFC 9113, 5.3.2), but for the one that RFC 7540 forbids.
+	if fh.Flags.Has(http2.FlagHeadersPriority) && binary.BigEndian.Uint32(p[need-5:])&(1<<31-1) == fh.StreamID {
+		k.invalid = "stream depends on itself"
+	}
 	p = p[need:]
 	if pad > len(p) {
 		return violation(ProtocolError, "HEADERS padding of %d bytes in %d", pad, len(p))

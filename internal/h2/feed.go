@@ -296,8 +296,7 @@ func (c *Conn) control(fh http2.FrameHeader, b []byte) error {
 		return c.onSettings(f)
 	case *http2.PingFrame:
 		if f.IsAck() {
-			c.pong(f.Data)
-			return nil
+			return c.pong(f.Data)
 		}
 		c.out.ping(true, f.Data)
 		c.kick()
@@ -305,6 +304,9 @@ func (c *Conn) control(fh http2.FrameHeader, b []byte) error {
 	case *http2.GoAwayFrame:
 		return c.onGoAway(f)
 	case *http2.PriorityFrame:
+		if f.StreamDep == f.StreamID {
+			return c.badFrame(fh, ProtocolError, "stream depends on itself")
+		}
 		return c.guard.odd.spend(time.Now())
 	case *http2.PushPromiseFrame:
 		return violation(ProtocolError, "PUSH_PROMISE without leave")

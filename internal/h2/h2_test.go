@@ -265,8 +265,15 @@ func TestLimits(t *testing.T) {
 	for name, do := range map[string]func(w *wire, i int) error{
 		"settings": func(w *wire, _ int) error { return w.fr.WriteSettings() },
 		"pings":    func(w *wire, _ int) error { return w.fr.WritePing(false, [8]byte{1}) },
+		"answers":  func(w *wire, _ int) error { return w.fr.WritePing(true, [8]byte{1}) },
 		"priority": func(w *wire, _ int) error { return w.fr.WritePriority(1, http2.PriorityParam{StreamDep: 3}) },
 		"unknown":  func(w *wire, _ int) error { return w.fr.WriteRawFrame(77, 0, 0, []byte("x")) },
+		"self-dependent": func(w *wire, i int) error {
+			if i == 0 {
+				w.connect(1)
+			}
+			return w.fr.WritePriority(1, http2.PriorityParam{StreamDep: 1})
+		},
 		"empty data": func(w *wire, i int) error {
 			if i == 0 {
 				w.connect(1)

@@ -190,10 +190,7 @@ func (c *Conn) flushed() {
 // writeOut writes what is queued and as many turns as fit.
 func (c *Conn) writeOut() {
 	o := &c.out
-	size := o.queue.size
-	if c.lend(size) > 0 && o.queue.size > size {
-		size = o.queue.size // turns that had to be copied
-	}
+	c.lend(o.queue.size)
 	o.parts, o.queue.parts = o.queue.parts[o.queue.first:], o.parts[:0]
 	o.queue.first, o.queue.size = 0, 0
 	o.bufs = o.bufs[:0]

@@ -58,12 +58,17 @@ func (c *Conn) pingTick() {
 	c.ping.timer.Reset(c.cfg.PingTimeout)
 }
 
-func (c *Conn) pong(data [8]byte) {
+// pong takes an answer to a ping. One that answers nothing costs as any frame
+// without purpose.
+func (c *Conn) pong(data [8]byte) error {
 	switch {
 	case data == drainPing && c.life.draining:
 		c.finalGoAway()
 	case data == livePing && c.ping.waiting:
 		c.ping.waiting = false
 		c.ping.timer.Reset(c.cfg.PingInterval)
+	default:
+		return c.guard.odd.spend(time.Now())
 	}
+	return nil
 }

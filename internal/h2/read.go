@@ -247,6 +247,10 @@ func (c *Conn) onReset(id uint32, code Code) error {
 		if c.idle(id) {
 			return violation(ProtocolError, "RST_STREAM on idle stream %d", id)
 		}
+		// The peer gave it up too: nothing more can be under way.
+		if i := slices.Index(c.set.recent[:], id); i >= 0 {
+			c.set.recent[i] = 0
+		}
 		return c.guard.odd.spend(time.Now())
 	}
 	answered := s.header.done

@@ -96,7 +96,7 @@ func (c *Conn) onRequest(k *block) error {
 	if k.truncated {
 		c.out.headers(s.id, []Field{{":status", "431"}}, true, c.peer.maxFrame)
 		c.resetStream(s, &ResetError{Code: NoError, Reason: "request headers over the limit"})
-		return c.guard.odd.spend(now)
+		return c.guard.resets.spend(now) // decoding them cost as much as a stream
 	}
 	c.set.handlers++
 	c.wg.Add()

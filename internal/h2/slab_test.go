@@ -38,7 +38,7 @@ func (s *sealing) WriteOwned(bufs [][]byte) error {
 	s.mu.Lock()
 	s.writes = append(s.writes, sizes)
 	s.mu.Unlock()
-	_, err := s.Conn.Write(all)
+	_, err := s.Write(all)
 	return err
 }
 

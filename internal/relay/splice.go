@@ -217,8 +217,8 @@ func (w *rawWriter) step(fd uintptr) bool {
 	for len(w.p) > 0 {
 		n, err := syscall.Write(int(fd), w.p)
 		switch {
-		case err == syscall.EINTR: //nolint:errorlint // straight from the kernel
-		case err == syscall.EAGAIN: //nolint:errorlint // straight from the kernel
+		case err == syscall.EINTR:
+		case err == syscall.EAGAIN:
 			return false
 		case err != nil:
 			w.err = os.NewSyscallError("write", err)
@@ -243,7 +243,7 @@ const (
 func splice(from, to, n int) (int, error) {
 	for {
 		m, err := syscall.Splice(from, nil, to, nil, n, spliceMove|spliceNonblock)
-		if err == syscall.EINTR { //nolint:errorlint // straight from the kernel
+		if err == syscall.EINTR {
 			continue
 		}
 		return int(m), err

@@ -328,6 +328,7 @@ func (p parked) Write([]byte) (int, error)        { panic("the relay writes by W
 func (p parked) WriteSlab(b []byte) (int, error)  { return len(b) - headroom, nil }
 func (p parked) CloseWrite() error                { return nil }
 func (p parked) Deliver(_ Sink, done func(error)) { p.st.mu.Lock(); p.st.done = done; p.st.mu.Unlock() }
+
 func (p parked) Close() error {
 	p.st.mu.Lock()
 	done := p.st.done

@@ -99,7 +99,7 @@ func command(m result.Machine) string {
 // quoted is w as a shell takes it.
 func quoted(w string) string {
 	plain := strings.IndexFunc(w, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./=:,@%+", r))
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_./=:,@%+", r)
 	})
 	if w != "" && plain < 0 {
 		return w

@@ -294,7 +294,7 @@ func TestPageIsOneFile(t *testing.T) {
 	text := string(html)
 	order := []string{`id="summary"`, `id="machine"`, `id="method"`, `id="scenarios"`, `id="dropped"`, `id="repeat"`}
 	for i, s := range order {
-		if strings.Index(text, s) < 0 || i > 0 && strings.Index(text, s) < strings.Index(text, order[i-1]) {
+		if !strings.Contains(text, s) || i > 0 && strings.Index(text, s) < strings.Index(text, order[i-1]) {
 			t.Errorf("%s is not where it belongs", s)
 		}
 	}

@@ -98,7 +98,7 @@ func serve(t *testing.T, ns *netsys.Netns, where string, port uint16, o netsys.L
 	t.Cleanup(func() { _ = l.Close() })
 	go func() {
 		for {
-			c, err := l.AcceptTCP()
+			c, err := l.AcceptConn()
 			if err != nil {
 				return
 			}

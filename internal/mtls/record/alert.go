@@ -6,6 +6,8 @@ import (
 )
 
 // The alerts of RFC 8446 6 that this package sends or tells apart.
+//
+//nolint:errname // named as there
 const (
 	closeNotify       = tls.AlertError(0)
 	unexpectedMessage = tls.AlertError(10)

@@ -439,7 +439,7 @@ func moved(t *testing.T, c *Conn) *Conn {
 		t.Error(err)
 		return c
 	}
-	if text := fmt.Sprintf("%v %+v %#v %s %x %d", st, st, st, st.In, st.Out, st); strings.Contains(text, fmt.Sprintf("%x", st.In.Secret)) || strings.Contains(text, fmt.Sprint(st.Out.Secret)) {
+	if text := fmt.Sprintf("%v %+v %#v %s %x %d", st, st, st, st.In, st.Out, st); strings.Contains(text, fmt.Sprintf("%x", st.In.Secret)) || strings.Contains(text, fmt.Sprintf("%d", st.Out.Secret)) {
 		t.Error("a secret can be printed")
 	}
 	f, err := c.NetConn().(*net.TCPConn).File()

@@ -118,8 +118,18 @@ func (c *canvas) mark(class string, shape int, x, y float64) {
 	default:
 		s, t := r*1.15, r*0.4
 		corners = []point{
-			{x - t, y - s}, {x + t, y - s}, {x + t, y - t}, {x + s, y - t}, {x + s, y + t}, {x + t, y + t},
-			{x + t, y + s}, {x - t, y + s}, {x - t, y + t}, {x - s, y + t}, {x - s, y - t}, {x - t, y - t},
+			{x - t, y - s},
+			{x + t, y - s},
+			{x + t, y - t},
+			{x + s, y - t},
+			{x + s, y + t},
+			{x + t, y + t},
+			{x + t, y + s},
+			{x - t, y + s},
+			{x - t, y + t},
+			{x - s, y + t},
+			{x - s, y - t},
+			{x - t, y - t},
 		}
 	}
 	ps := make([]string, len(corners))

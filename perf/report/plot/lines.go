@@ -134,7 +134,7 @@ func Drift(t Text, rounds []int, out []bool, tracks []Track) Figure {
 		labels = append(labels, k.Label)
 		var ps []point
 		for i, v := range k.Values {
-			if i < len(rounds) && !(i < len(out) && out[i]) {
+			if i < len(rounds) && (i >= len(out) || !out[i]) {
 				ps = append(ps, point{x.at(float64(rounds[i])), y.at(v)})
 			}
 		}

@@ -23,7 +23,7 @@ type ended struct{ cause error }
 
 func (e ended) Error() string        { return e.cause.Error() }
 func (e ended) Unwrap() error        { return e.cause }
-func (e ended) Is(target error) bool { return target == context.Canceled } //nolint:errorlint // this is errors.Is
+func (e ended) Is(target error) bool { return target == context.Canceled }
 
 // Deadline implements context.Context.
 func (l *life) Deadline() (time.Time, bool) { return time.Time{}, false }

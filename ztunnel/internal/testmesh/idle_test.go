@@ -35,7 +35,7 @@ type quietMesh struct {
 	in      *inbound.Driver
 	conns   *conns.Table
 	a, b    *capture.Pod
-	life    context.Context //nolint:containedctx // of all connections
+	life    context.Context
 	release context.CancelFunc
 	outside string // where a's connections are captured
 	mu      sync.Mutex
