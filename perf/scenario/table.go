@@ -227,7 +227,7 @@ const (
 
 // memory scenarios begin with a lab of two pods that nobody has used.
 func memory() []Scenario {
-	held := func(name string, n int, quick bool, number string, rounds int) Scenario {
+	held := func(name string, n int, quick bool, number string, rounds int, rest time.Duration) Scenario {
 		perConn := proxied("user_bytes_per_conn", "B")
 		if number != "" {
 			perConn = goal(perConn, number, 1.5, 0.8)
@@ -240,12 +240,12 @@ func memory() []Scenario {
 					timing("kernel_bytes_per_conn_machine", "B"), goal(proxied("base_rss_mib", "MiB"), "P8", 2.0, 1.2),
 				},
 			},
-			How: Held, Load: load.Spec{Kind: load.Idle, Conns: n}, Wait: 2 * time.Second,
+			How: Held, Load: load.Spec{Kind: load.Idle, Conns: n}, Wait: rest,
 		}
 	}
 	return []Scenario{
-		held("idle-1k", 1000, true, "", 1),
-		held("idle-10k", 10000, false, "P7", 3),
+		held("idle-1k", 1000, true, "", 1, 2*time.Second),
+		held("idle-10k", 10000, false, "P7", 3, 30*time.Second),
 		{
 			Scenario: result.Scenario{
 				Name: "burst", Title: "memory 60 s after a burst of 1,000 streams, fresh proxies", Goal: "P8", MaxRounds: 2,
