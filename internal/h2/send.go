@@ -209,6 +209,9 @@ func (s *Stream) advance(n int) {
 	}
 	if left > 0 {
 		s.queueTurn()
+		if s.sendable() != nil {
+			s.wake.Broadcast() // it was cut while its piece was on loan: nobody else will wake the writer
+		}
 		return
 	}
 	s.w.rest = nil
