@@ -283,9 +283,14 @@ func Restore(nc net.Conn, st State, cfg Config, h Handler) (*Conn, []*Stream, er
 }
 
 // restoreStreams makes the streams and the windows. What was consumed and not
-// given back is what is missing from each window's size.
+// given back is what is missing from each window's size, but for the rest of
+// a DATA frame under way: that is charged and still to come.
 func (c *Conn) restoreStreams(st *State) (streams []*Stream) {
 	w := &c.recv
+	coming := int64(0)
+	if st.Input.Data {
+		coming = int64(st.Input.Left)
+	}
 	w.size = max(w.size, st.Left)
 	for i := range st.Streams {
 		q := &st.Streams[i]
@@ -294,13 +299,16 @@ func (c *Conn) restoreStreams(st *State) (streams []*Stream) {
 		s.recv = window{size: max(q.Size, c.cfg.base()), left: q.Left}
 		s.in.push(q.Queued)
 		s.recv.unsaid = s.recv.size - s.recv.left - int64(len(q.Queued))
+		if q.ID == st.Input.Stream {
+			s.recv.unsaid = max(0, s.recv.unsaid-coming)
+		}
 		w.extra += s.recv.size - c.cfg.base()
 		w.queued += int64(len(q.Queued))
 		streams = append(streams, s)
 	}
 	w.left = st.Left
 	w.held = min(max(0, w.queued-c.cfg.Queue), w.size-w.left)
-	w.unsaid = w.size - w.left - w.held
+	w.unsaid = max(0, w.size-w.left-w.held-coming)
 	return streams
 }
 
