@@ -45,6 +45,7 @@ var exceptions = map[string]exception{
 	"http2/6.9.2: Changes SETTINGS_INITIAL_WINDOW_SIZE after sending HEADERS frame":                                                                       {rfc: "8.5", reason: noContent},
 	"http2/6.9.2: Sends a SETTINGS frame for window size to be negative":                                                                                  {rfc: "8.5", reason: noContent},
 	"http2/5.1.2: Sends HEADERS frames that causes their advertised concurrent stream limit to be exceeded":                                               {rfc: "8.5", reason: noContent, race: true},
+	"http2/8.1.2.1: Sends a HEADERS frame that contains a pseudo-header field as trailers":                                                                {rfc: "8.1.1", reason: early, race: true},
 	"http2/8.1: Sends a second HEADERS frame without the END_STREAM flag":                                                                                 {rfc: "8.1.1", reason: early, race: true},
 	"http2/5.1: closed: Sends a DATA frame after sending RST_STREAM frame":                                                                                {rfc: "5.1", reason: "our own reset came first, after which DATA under way is ignored", race: true},
 	`http2/8.1.2.6: Sends a HEADERS frame with the "content-length" header field which does not equal the DATA frame payload length`:                      {rfc: "8.1.1", reason: early},
