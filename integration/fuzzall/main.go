@@ -37,7 +37,9 @@ func main() {
 			continue
 		}
 		fmt.Printf("[%d/%d] %s %s for %s\n", i+1, len(targets), t.dir, t.name, *each)
-		cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-fuzz", "^"+t.name+"$", "-fuzztime", each.String(), "./"+t.dir)
+		cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-fuzz", "^"+t.name+"$", "-fuzztime", each.String(),
+			"-fuzzminimizetime", "10x", // by default minimizing eats the time of whole targets
+			"./"+t.dir)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		if err := cmd.Run(); err != nil {
 			failed++

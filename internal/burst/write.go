@@ -72,10 +72,3 @@ func (w *Writer) onReady(fd uintptr) bool {
 	}
 	return true
 }
-
-// TryWrite writes what a socket takes now, for callers without a Writer.
-func TryWrite(rc syscall.RawConn, p []byte) (int, error) {
-	w := &Writer{rc: rc}
-	w.step = w.onReady
-	return w.TryWrite(p)
-}

@@ -74,7 +74,7 @@ func TestUsageSeesWork(t *testing.T) {
 func TestTree(t *testing.T) {
 	child := exec.Command("sleep", "60")
 	if err := child.Start(); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	defer func() {
 		_ = child.Process.Kill()
