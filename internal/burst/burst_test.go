@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/marrowmesh/marrow/internal/testkit/tcppair"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -18,21 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // sockets returns two ends of a loopback connection.
 func sockets(t testing.TB) (a, b *net.TCPConn) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _, _ = c.Close(), d.Close() })
-	return c.(*net.TCPConn), d.(*net.TCPConn)
+	return tcppair.New(t)
 }
 
 // pairs are the kinds of connection that a Feeder reads.

@@ -14,26 +14,15 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/marrowmesh/marrow/internal/burst"
+
+	"github.com/marrowmesh/marrow/internal/testkit/tcppair"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func pair(t testing.TB) (a, b *net.TCPConn) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c.(*net.TCPConn), d.(*net.TCPConn)
+	return tcppair.New(t)
 }
 
 // relayed is a client and a server with a relay between them.

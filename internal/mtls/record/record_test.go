@@ -16,6 +16,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/marrowmesh/marrow/internal/burst"
+
+	"github.com/marrowmesh/marrow/internal/testkit/tcppair"
 )
 
 func TestMain(m *testing.M) {
@@ -35,21 +37,7 @@ func states(id uint16) (a, b State) {
 
 func sockets(t testing.TB) (a, b *net.TCPConn) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	x, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	y, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _, _ = x.Close(), y.Close() })
-	return x.(*net.TCPConn), y.(*net.TCPConn)
+	return tcppair.New(t)
 }
 
 func newConn(t testing.TB, nc net.Conn, st State) *Conn {
