@@ -3,6 +3,7 @@ package h2
 import (
 	"bytes"
 	"net"
+	"runtime"
 	"sync"
 
 	"golang.org/x/net/http2"
@@ -147,6 +148,7 @@ func (c *Conn) flush(own *Stream) {
 		return
 	}
 	c.out.flushing = true
+	c.gather(own)
 	for round := 0; c.work() && c.err == nil; {
 		if round == inlineRounds {
 			c.wg.Add()
@@ -159,6 +161,22 @@ func (c *Conn) flush(own *Stream) {
 		}
 	}
 	c.flushed()
+}
+
+// gather lets whoever is ready to run add to a small write: on a connection of
+// several streams frames come in groups, and a write costs the same for one
+// frame as for all of them. Alone it costs a look at the run queue.
+func (c *Conn) gather(own *Stream) {
+	pending := c.out.queue.size
+	if own != nil {
+		pending += len(own.w.rest)
+	}
+	if pending > gatherLimit || len(c.set.open) < 2 {
+		return
+	}
+	c.mu.Unlock()
+	runtime.Gosched()
+	c.mu.Lock()
 }
 
 // kick has the outbox written by somebody else: for the reading goroutine,

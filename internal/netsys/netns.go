@@ -22,6 +22,8 @@ type Netns struct {
 	once    sync.Once
 	home    *os.File // the process' own namespace: where threads go back to
 	homeErr error
+
+	stash stash
 }
 
 // OpenNetns opens the namespace at path, for instance /proc/<pid>/ns/net or a
@@ -90,6 +92,7 @@ func (n *Netns) FD() int { return int(n.file.Fd()) }
 // Close releases the descriptor; the namespace lives on while anybody else
 // holds it.
 func (n *Netns) Close() error {
+	n.stash.close()
 	n.once.Do(func() { n.homeErr = os.ErrClosed })
 	if n.home != nil {
 		_ = n.home.Close()

@@ -106,11 +106,10 @@ func (n *Netns) Dial(ctx context.Context, dst netip.AddrPort, o DialOptions) (*C
 	if o.Source.IsValid() && o.Source.Is4() != dst.Addr().Is4() {
 		return nil, fmt.Errorf("connect to %v from %v: the source is of the other address family", dst, o.Source)
 	}
-	var fd int
-	err := n.Do(func() (err error) {
-		fd, err = dialSocket(dst.Addr(), o)
-		return err
-	})
+	fd, err := n.socket(dst.Addr())
+	if err == nil {
+		err = prepare(fd, o)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to %v: %w", dst, err)
 	}
@@ -121,35 +120,33 @@ func (n *Netns) Dial(ctx context.Context, dst netip.AddrPort, o DialOptions) (*C
 	return c, nil
 }
 
-func dialSocket(dst netip.Addr, o DialOptions) (fd int, err error) {
-	fd, err = tcpSocket(dst)
-	if err != nil {
-		return -1, err
-	}
+// prepare sets the options of a socket that shall be connected. It is closed if
+// an error is returned.
+func prepare(fd int, o DialOptions) (err error) {
 	defer func() {
 		if err != nil {
 			_ = unix.Close(fd)
 		}
 	}()
 	if err := setMark(fd, o.Mark); err != nil {
-		return -1, err
+		return err
 	}
 	if err := setStream(fd, o.KeepAlive); err != nil {
-		return -1, err
+		return err
 	}
 	if !o.Source.IsValid() {
-		return fd, nil
+		return nil
 	}
 	if err := setTransparent(fd, o.Source.Is6()); err != nil {
-		return -1, err
+		return err
 	}
 	// Without this the port is fixed by bind, and ports run out although the
 	// destinations differ.
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(o.Source, 0))); err != nil {
-		return -1, fmt.Errorf("bind to foreign source %v: %w", o.Source, os.NewSyscallError("bind", err))
+		return fmt.Errorf("bind to foreign source %v: %w", o.Source, os.NewSyscallError("bind", err))
 	}
-	return fd, nil
+	return nil
 }
 
 // connect takes fd over; it is closed if an error is returned.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"time"
 
 	"go.uber.org/zap"
@@ -64,9 +63,6 @@ func Discard() *Logger {
 	}
 	return l
 }
-
-// Stdout is where binaries log.
-func Stdout() io.Writer { return os.Stdout }
 
 // Named makes a logger for a scope, nested names are joined by "::".
 func (l *Logger) Named(scope string) *Logger {

@@ -29,7 +29,8 @@ func Command(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	out := obs.Stdout()
+	out := obs.NewBatch(obs.Stdout()) // one line per request: they go out together
+	defer func() { _ = out.Flush() }()
 	log, levels, err := obs.NewLogger(out, cfg.LogFormat, cfg.LogFilter)
 	if err != nil {
 		return errors.Join(errors.New("MARROW_LOG"), err)

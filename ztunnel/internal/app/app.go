@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,9 +55,6 @@ func Run(ctx context.Context, sys System) error {
 	p.announce()
 	if err := p.capable(); err != nil {
 		return err
-	}
-	if cfg.Workers > 0 {
-		runtime.GOMAXPROCS(cfg.Workers)
 	}
 	return p.run(ctx)
 }
@@ -193,6 +191,8 @@ func (p *proxy) run(ctx context.Context) error {
 		Title: "ztunnel", Levels: p.levels, Quit: func() { quit(errQuit) }, Dump: src.Dump,
 	}))
 	plane.startCore(core)
+	threads := cmp.Or(p.cfg.Workers, runtime.GOMAXPROCS(0))
+	core.Go("width", func(ctx context.Context) error { return run.Width(ctx, threads) })
 	core.Go("lean", func(ctx context.Context) error { return run.Lean(ctx, leanInterval) })
 	intake.Go("data plane", func(ctx context.Context) error {
 		select {

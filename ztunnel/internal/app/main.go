@@ -34,7 +34,11 @@ func Main(args []string) int {
 		if err := conf.Steady(); err != nil {
 			_, _ = fmt.Fprintf(os.Stderr, "ztunnel: small messages will cost more: %v\n", err)
 		}
-		return run.Main("ztunnel", func(ctx context.Context) error { return Run(ctx, FromSystem()) })
+		sys := FromSystem()
+		out := obs.NewBatch(sys.Log) // one line per connection: they go out together
+		sys.Log = out
+		defer func() { _ = out.Flush() }()
+		return run.Main("ztunnel", func(ctx context.Context) error { return Run(ctx, sys) })
 	case "version":
 		_ = json.NewEncoder(os.Stdout).Encode(obs.BuildInfo(""))
 		return run.ExitOK

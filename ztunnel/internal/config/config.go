@@ -26,7 +26,7 @@ type Config struct {
 	SecretTTL time.Duration `json:"secretTtl"`
 	// Drain is how long connections may finish after the signal; 0 cuts at once.
 	Drain time.Duration `json:"connectionTerminationDeadline"`
-	// Workers is GOMAXPROCS; 0 keeps the runtime's own choice.
+	// Workers is how many threads may run at once when there is work for them; 0 leaves that to the runtime.
 	Workers int `json:"numWorkerThreads"`
 	// Metajson is further metadata for the control plane, each value JSON.
 	Metajson map[string]string `json:"-"`

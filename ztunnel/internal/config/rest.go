@@ -47,7 +47,7 @@ func (l *loader) metajson() map[string]string {
 // workers reads a number, or a part of the cores such as 50%; 0 means all cores.
 func (l *loader) workers(concurrency *int) int {
 	const name = "ZTUNNEL_WORKER_THREADS"
-	v, set := l.r.Optional(name, "number of threads, N% of the cores, 0: all cores; unset: the runtime decides")
+	v, set := l.r.Optional(name, "most threads that work at once (as few as are needed do), N% of the cores, 0: all cores; unset: as many as the cores or the CPU limit")
 	cores := runtime.NumCPU()
 	if !set {
 		switch {
