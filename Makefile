@@ -37,6 +37,10 @@ demo: build ## a namespace goes from plaintext to the mesh on two nodes, step by
 perf: build ## measure the mesh against no mesh and against peers (PERF_ARGS='--quick --peer istio=/path/to/ztunnel'); report in build/perf
 	@$(BIN)/marrow perf run --commit $(VERSION) $(PERF_ARGS) --out $(BUILD)/perf
 
+.PHONY: perf-gate
+perf-gate: build ## what is counted, not timed: system calls and allocations per MB, round trip and connection, against their bounds
+	@$(BIN)/marrow perf run --impl marrow --gate --scenario 'bulk-1-up,bulk-16-up,near-1-up,rt-100-1,rt-1k-32,conn-warm-16' --rounds 1 --block 1s --out $(BUILD)/perf-gate
+
 .PHONY: test
 test: build envoy-bin unit lab h2spec hostile envoy ## all tests that need no more than this machine: unit, lab, attacks, h2spec, Envoy interop
 

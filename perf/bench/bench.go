@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"slices"
 	"syscall"
 	"time"
@@ -43,6 +44,9 @@ type Config struct {
 	Lab lab.Options
 	// CountRounds is how many rounds of each scenario have a counting phase; 0 = 2.
 	CountRounds int
+	// Profile is a directory for CPU profiles of our own proxies in their timed
+	// blocks; empty = none. Taking them costs, so such a run compares with no other.
+	Profile string
 	// Tell gets progress; nil = nobody.
 	Tell func(Progress)
 }
@@ -61,6 +65,7 @@ type bench struct {
 	scenarios map[string]scenario.Scenario
 	impls     map[string]Impl
 	fleet     *fleet
+	profiler  profiler
 	cal       *account.Calibrator
 	counted   map[result.Block]int // round zero: scenario and implementation -> rounds with counts
 	rates     map[string]float64   // scenario -> rate of its HalfOf
@@ -145,6 +150,12 @@ func newBench(cfg Config) (*bench, error) {
 			b.clock.rest += s.Seconds
 		}
 	}
+	if cfg.Profile != "" {
+		if err := os.MkdirAll(cfg.Profile, 0o755); err != nil {
+			return nil, fmt.Errorf("directory for profiles: %w", err)
+		}
+	}
+	b.profiler = profiler{dir: cfg.Profile, tell: b.tell, fetch: fetchFrom}
 	b.fleet = newFleet(cfg, b.tell)
 	return b, nil
 }
@@ -321,7 +332,7 @@ func (b *bench) carryOut(ctx context.Context, block result.Block, s scenario.Sce
 		}
 	}
 	if s.How == scenario.Beside {
-		return b.beside(ctx, w, s)
+		return b.beside(ctx, w, block, s)
 	}
 	count := false
 	if w.proxied() {
@@ -329,7 +340,7 @@ func (b *bench) carryOut(ctx context.Context, block result.Block, s scenario.Sce
 		count = b.counted[key] < b.cfg.CountRounds
 		b.counted[key]++
 	}
-	return b.steady(ctx, w, s, count)
+	return b.steady(ctx, w, block, s, count)
 }
 
 // half is half of what the slowest implementation reached in the closed loop
@@ -350,7 +361,7 @@ func (b *bench) half(ctx context.Context, s scenario.Scenario) (float64, error) 
 		if err != nil {
 			return 0, err
 		}
-		m, err := b.steady(ctx, w, closed, false)
+		m, err := b.steady(ctx, w, result.Block{}, closed, false) // of no round: without profiles
 		if err != nil {
 			return 0, fmt.Errorf("find the maximum of %s: %w", i.Name, err)
 		}

@@ -17,6 +17,10 @@
 // asking for it, TCP connections opened in the clients' network namespaces
 // (less the clients' own: tunnels), and TLS records on the wire.
 //
+// On request CPU profiles of our own proxies are taken while blocks are timed. A
+// profile that cannot be had spoils no block (TestProfiles), and none says where
+// on this machine the program lies (TestAnonymous).
+//
 // What it never does: it chooses no order, drops no round and judges nothing
 // (package stats does), and it touches nothing outside its own labs.
 //

@@ -8,6 +8,7 @@ import (
 
 	"github.com/marrowmesh/marrow/perf/account"
 	"github.com/marrowmesh/marrow/perf/load"
+	"github.com/marrowmesh/marrow/perf/result"
 	"github.com/marrowmesh/marrow/perf/scenario"
 )
 
@@ -142,7 +143,7 @@ func (w *world) burst(ctx context.Context, s scenario.Scenario, spec load.Spec, 
 }
 
 // beside measures a load alone and beside slow readers.
-func (b *bench) beside(ctx context.Context, w *world, s scenario.Scenario) (m measured, err error) {
+func (b *bench) beside(ctx context.Context, w *world, block result.Block, s scenario.Scenario) (m measured, err error) {
 	m = measured{metrics: map[string]float64{}}
 	if m.noise.Calibration, err = b.calibrate(ctx); err != nil {
 		return m, err
@@ -176,6 +177,8 @@ func (b *bench) beside(ctx context.Context, w *world, s scenario.Scenario) (m me
 	if err := wait(ctx, s.Warm); err != nil { // until every window is full
 		return m, err
 	}
+	finish := b.profiler.start(ctx, w, block, nodes(s), s.Measure)
+	defer finish()
 	crowded, err := ss.phase(s.Measure)
 	if err != nil {
 		return m, fmt.Errorf("beside slow readers: %w", err)

@@ -50,7 +50,7 @@ func (w *world) loads(s scenario.Scenario) ([]placed, error) {
 }
 
 // steady measures a load that does not change.
-func (b *bench) steady(ctx context.Context, w *world, s scenario.Scenario, count bool) (m measured, err error) {
+func (b *bench) steady(ctx context.Context, w *world, block result.Block, s scenario.Scenario, count bool) (m measured, err error) {
 	ratio, err := b.calibrate(ctx)
 	if err != nil {
 		return m, err
@@ -77,6 +77,8 @@ func (b *bench) steady(ctx context.Context, w *world, s scenario.Scenario, count
 	if err != nil {
 		return m, err
 	}
+	finish := b.profiler.start(ctx, w, block, nodes(s), s.Measure)
+	defer finish()
 	report, err := ss.phase(s.Measure)
 	if err != nil {
 		return m, err
@@ -85,6 +87,7 @@ func (b *bench) steady(ctx context.Context, w *world, s scenario.Scenario, count
 	if err != nil {
 		return m, err
 	}
+	finish() // what comes next is not to be in it
 	used.subtract(rest, report.Seconds)
 	if w.proxied() && used.proxies().CPU == 0 {
 		return m, errors.New("the proxies used no CPU: the load did not go through them")
@@ -280,6 +283,16 @@ func (b *bench) count(ctx context.Context, w *world, s scenario.Scenario, ss ses
 
 // counters count system calls per node.
 type counters map[string][]*netsys.SyscallCounter
+
+// Countable says why system calls cannot be counted on this machine by this
+// user, nil if they can.
+func Countable() error {
+	c, err := netsys.CountSyscalls(os.Getpid())
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
 
 // openCounters begins to count where that is allowed: as root.
 func openCounters(pids proxies) counters {

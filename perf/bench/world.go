@@ -215,7 +215,12 @@ func (w *world) lastWords(node string) string {
 
 // fetch asks one of the proxy's own HTTP ports, from inside its pod.
 func (w *world) fetch(ctx context.Context, node, url string) (string, error) {
-	out, err := w.lab.Run(ctx, ztunnel(node), "marrow", "perf-load", "fetch", url)
+	return w.fetchWithin(ctx, node, url, 5*time.Second)
+}
+
+// fetchWithin is fetch for what takes its time.
+func (w *world) fetchWithin(ctx context.Context, node, url string, limit time.Duration) (string, error) {
+	out, err := w.lab.Run(ctx, ztunnel(node), "marrow", "perf-load", "fetch", "--timeout", limit.String(), url)
 	if err != nil {
 		return "", err
 	}

@@ -48,6 +48,7 @@ of work costs. --quick ends within five minutes, the full set within forty.
 	f.StringArrayVar(&p.cfg.MarrowEnv, "marrow-ztunnel-config", nil, "NAME=value for marrow's proxies (repeatable)")
 	f.StringVar(&p.cfg.Out, "out", "", "directory of report.html, plots and results.json")
 	f.BoolVar(&p.cfg.JSON, "json", false, "print results.json on standard output in the place of tables")
+	f.StringVar(&p.cfg.Profile, "profile", "", "directory of CPU profiles of marrow's proxies, one per block and node; taking them costs, so compare no timings of such a run")
 	f.BoolVar(&p.cfg.Gate, "gate", false, "end with an error when a counter of marrow is above its bound")
 	f.Uint64Var(&p.cfg.Seed, "seed", 0, "of the blocks' order; 0: a new one each time")
 	f.StringVar(&p.cfg.Commit, "commit", "", "of the programs, for the machine block, where they do not know it themselves")

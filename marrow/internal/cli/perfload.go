@@ -65,10 +65,11 @@ func preparePorts(c *cobra.Command) {
 }
 
 func loadFetchCommand() *cobra.Command {
-	return &cobra.Command{
+	var limit time.Duration
+	c := &cobra.Command{
 		Use: "fetch URL", Short: "Print what an HTTP server answers", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(c.Context(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(c.Context(), limit)
 			defer cancel()
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, args[0], nil)
 			if err != nil {
@@ -86,4 +87,6 @@ func loadFetchCommand() *cobra.Command {
 			return err
 		},
 	}
+	c.Flags().DurationVar(&limit, "timeout", 5*time.Second, "for the whole answer")
+	return c
 }

@@ -35,6 +35,7 @@ type Config struct {
 	// PeerEnv and MarrowEnv are added to the proxies' environment, NAME=value.
 	PeerEnv, MarrowEnv []string
 	Out                string // directory of the report; empty = none
+	Profile            string // directory of CPU profiles; empty = none
 	JSON               bool   // results.json on standard output in the place of tables
 	Gate               bool   // counters above their bounds are an error
 	Seed               uint64 // of the order; 0 = the time
@@ -107,6 +108,9 @@ func (c Config) plan(now time.Time) (plan, error) {
 			return p, usageError{fmt.Errorf("environment %q: must be NAME=value", kv)}
 		}
 	}
+	if c.Profile != "" && len(c.Impls) > 0 && !slices.Contains(c.Impls, result.Marrow) {
+		return p, usageError{fmt.Errorf("--profile %s: only proxies of %s are profiled, name it in --impl", c.Profile, result.Marrow)}
+	}
 	if len(c.Impls) == 0 {
 		p.impls = impls
 		return p, nil
@@ -174,7 +178,7 @@ func Run(ctx context.Context, c Config, out, tell io.Writer) error {
 	}
 	say(tell, "%d scenarios, %s, %d rounds\n", len(p.scenarios), strings.Join(names, " | "), p.rounds)
 	run, runErr := bench.Run(ctx, bench.Config{
-		Scenarios: p.scenarios, Impls: p.impls, Lab: c.Lab,
+		Scenarios: p.scenarios, Impls: p.impls, Lab: c.Lab, Profile: c.Profile,
 		Blocks:      stats.Schedule(scenario.Results(p.scenarios), names, p.rounds, p.seed),
 		Tell:        func(p bench.Progress) { progress(tell, began, p) },
 		CountRounds: counting(c.Quick),
@@ -210,9 +214,19 @@ func (c Config) publish(run result.Run, file result.File, out, tell io.Writer) e
 		say(tell, "report: %s\n", filepath.Join(c.Out, "report.html"))
 	}
 	if c.Gate {
-		errs = append(errs, report.Gate(file, report.Budgets(run.Scenarios)))
+		errs = append(errs, report.Gate(file, budgets(run.Scenarios, bench.Countable(), tell)))
 	}
 	return errors.Join(errs...)
+}
+
+// budgets leaves out what this machine cannot count, and says so.
+func budgets(of []result.Scenario, uncountable error, tell io.Writer) []report.Budget {
+	all := report.Budgets(of)
+	if uncountable == nil {
+		return all
+	}
+	say(tell, "system calls are not judged, since they cannot be counted here: %v\n", uncountable)
+	return slices.DeleteFunc(all, func(b report.Budget) bool { return strings.HasPrefix(b.Metric, "syscalls") })
 }
 
 func progress(w io.Writer, began time.Time, p bench.Progress) {

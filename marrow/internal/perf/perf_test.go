@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/marrowmesh/marrow/perf/scenario"
 )
 
 func TestPlan(t *testing.T) {
@@ -39,6 +41,7 @@ func TestPlan(t *testing.T) {
 		"rounds":        {Rounds: -1},
 		"who":           {Impls: []string{"envoy"}},
 		"bad pattern":   {Scenario: "["},
+		"profile":       {Profile: "out", Impls: []string{"direct"}},
 		"marrow's envs": {MarrowEnv: []string{"x"}},
 	} {
 		if _, err := c.plan(now); err == nil {
@@ -55,5 +58,24 @@ func TestList(t *testing.T) {
 	b.Reset()
 	if err := List(&b, true); err != nil || !strings.Contains(b.String(), `"P8"`) {
 		t.Errorf("%v: %s", err, b.String())
+	}
+}
+
+// TestBudgets: where system calls cannot be counted everything else is judged, and the user is told.
+func TestBudgets(t *testing.T) {
+	of := scenario.Results(scenario.All())
+	var told strings.Builder
+	all := budgets(of, nil, &told)
+	if told.Len() > 0 {
+		t.Errorf("told %q without need", told.String())
+	}
+	some := budgets(of, errors.New("not permitted"), &told)
+	if len(some) == 0 || len(some) >= len(all) || !strings.Contains(told.String(), "not permitted") {
+		t.Errorf("%d of %d budgets, told %q", len(some), len(all), told.String())
+	}
+	for _, b := range some {
+		if strings.HasPrefix(b.Metric, "syscalls") {
+			t.Errorf("%+v is judged", b)
+		}
 	}
 }
