@@ -12,6 +12,9 @@
 //   - A socket belongs to the namespace it was made in for ever, so only its
 //     creation happens on a locked thread; connecting and waiting use Go's
 //     poller like any other connection (TestDialInsideNamespace).
+//   - Sockets made in advance for a namespace that is called often are few, are
+//     closed when nobody wants them, and do not outlive the namespace's holder
+//     (TestSpareSockets).
 //   - Addresses that leave this room are never IPv4-mapped IPv6
 //     (TestUnmap).
 //   - A table is replaced in one transaction: a packet sees the old rules or

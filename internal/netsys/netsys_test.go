@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -135,6 +136,65 @@ func TestDialInsideNamespace(t *testing.T) {
 			t.Error("connected to a closed port")
 		}
 	}
+}
+
+// TestSpareSockets: connections in quick succession use sockets that were made together, in the right namespace, and none of
+// them stays.
+func TestSpareSockets(t *testing.T) {
+	nstest.Need(t)
+	ns := nstest.NewNetns(t)
+	up(t, ns)
+	l, err := ns.Listen(netip.MustParseAddrPort("127.0.0.1:0"), netsys.ListenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	to, _ := netsys.Unmap(l.Addr())
+	before := sockets(t)
+	for i := range 40 {
+		c, err := ns.Dial(t.Context(), to, netsys.DialOptions{Mark: 9})
+		if err != nil {
+			t.Fatal(i, err) // outside of the namespace nobody listens
+		}
+		s, err := l.AcceptConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Close(), s.Close()
+	}
+	spare := sockets(t) - before
+	if spare < 1 || spare > 16 {
+		t.Errorf("%d sockets are kept after 40 connections, want 1 to 16", spare)
+	}
+	for end := time.Now().Add(20 * time.Second); sockets(t) > before; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d unused sockets are never closed", sockets(t)-before)
+		}
+	}
+	for range 5 {
+		if c, err := ns.Dial(t.Context(), to, netsys.DialOptions{}); err == nil {
+			_ = c.Close()
+		}
+	}
+	_ = ns.Close()
+	if left := sockets(t) - before; left > 0 {
+		t.Errorf("%d sockets outlive their namespace's holder", left)
+	}
+}
+
+// sockets counts this process' own.
+func sockets(t *testing.T) (n int) {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range all {
+		if to, _ := os.Readlink("/proc/self/fd/" + e.Name()); strings.HasPrefix(to, "socket:") {
+			n++
+		}
+	}
+	return n
 }
 
 func TestDialLimits(t *testing.T) {

@@ -7,7 +7,10 @@
 // a key and a value.
 //
 // Invariants:
-//   - a line is written by one write and never interleaved (TestLinesAreWhole);
+//   - lines are written whole and never interleaved (TestLinesAreWhole);
+//   - a Batch loses no line, keeps their order and holds a bounded number of
+//     bytes (TestBatchIsBounded, TestBatchKeepsOrderAndLines);
+//   - no thread sleeps in a write because nobody reads the log (TestPatient);
 //   - the plain format is tab-separated and free of foreign control characters,
 //     whatever a peer put into a value (TestPlainFormat, FuzzPlainIsOneLine);
 //   - a bad level filter changes nothing (TestLevelsBadFilter);

@@ -14,7 +14,8 @@
 //     (TestDrainReachesChildren);
 //   - readiness can be taken back (TestReadyUndo);
 //   - memory of a burst goes back to the system soon after
-//     (TestLeanGivesBack).
+//     (TestLeanGivesBack);
+//   - as few threads run Go code as the work needs (TestWidth).
 //
 // Neighbours: every app composes with it, every driver starts its goroutines
 // through a Group.
