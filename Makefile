@@ -41,16 +41,25 @@ perf: build ## measure the mesh against no mesh and against peers (PERF_ARGS='--
 perf-gate: build ## what is counted, not timed: system calls and allocations per MB, round trip and connection, against their bounds
 	@$(BIN)/marrow perf run --impl marrow --gate --scenario 'bulk-1-up,bulk-16-up,near-1-up,rt-100-1,rt-1k-32,conn-warm-16' --rounds 1 --block 1s --out $(BUILD)/perf-gate
 
+# ztunnel/default.pgo is replaced only by a whole profile: a broken one would break the build.
+.PHONY: pgo
+pgo: build ## profile ztunnel under load for two minutes into ztunnel/default.pgo, by which the compiler optimizes it
+	@rm -rf $(BUILD)/pgo
+	@$(BIN)/marrow perf run --commit $(VERSION) --impl marrow --scenario 'bulk-1-up,bulk-16-down,rt-100-1,rt-1k-32,conn-warm-16,near-1-up' --rounds 2 --block 5s --profile $(BUILD)/pgo --out $(BUILD)/pgo/report
+	@$(GO) tool pprof -proto $(BUILD)/pgo/*.pb.gz > $(BUILD)/pgo/merged
+	@mv $(BUILD)/pgo/merged ztunnel/default.pgo
+
 .PHONY: test
 test: build envoy-bin unit lab h2spec hostile envoy ## all tests that need no more than this machine: unit, lab, attacks, h2spec, Envoy interop
 
+# -pgo=off: the tests run no ztunnel of their own, and with its profile all that it imports is compiled once more.
 .PHONY: unit
 unit: need-go ## unit tests, examples, properties, fuzz seeds
-	@$(GO) test -timeout 10m $(PKGS)
+	@$(GO) test -pgo=off -timeout 10m $(PKGS)
 
 .PHONY: race
 race: need-go envoy-bin ## the same under the race detector, shuffled
-	@CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 15m $(PKGS)
+	@CGO_ENABLED=1 $(GO) test -pgo=off -race -shuffle=on -timeout 15m $(PKGS)
 
 .PHONY: lab
 lab: build ## tests in network namespaces: real nftables, processes, two nodes
