@@ -20,6 +20,8 @@
 //   - An end that arrives together with data is noticed
 //     (TestEndBehindData).
 //   - Reads grow with full reads in a row and shrink again (TestReadsAdapt).
+//   - Who has much to read lets those run whose sockets have become ready
+//     (TestYieldAsksThePoller).
 //   - Nothing is allocated per read or write (TestNoAllocations).
 //
 // Neighbours: relay, mtls/record and h2 above.

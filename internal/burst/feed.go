@@ -25,6 +25,7 @@ type Feeder struct {
 	left int // bytes in slab that on has not taken yet
 	size int // of the next slab
 	full int // full reads in a row, negative: small ones
+	ran  int // bytes shown since others could run
 	err  error
 }
 
@@ -100,6 +101,7 @@ func (f *Feeder) onReady(fd uintptr) bool {
 			continue
 		case err == syscall.EAGAIN: //nolint:errorlint // straight from the kernel
 			f.rest()
+			f.ran = 0
 			return false
 		case err != nil:
 			f.err = os.NewSyscallError("read", err)
@@ -110,6 +112,10 @@ func (f *Feeder) onReady(fd uintptr) bool {
 		}
 		if f.err = f.show(n, len(dst)); f.err != nil {
 			return true
+		}
+		if f.ran += n; f.ran >= YieldAfter {
+			f.ran = 0
+			Yield()
 		}
 	}
 }

@@ -73,6 +73,7 @@ type splicer struct {
 	pipe    *pipe
 	in      int // bytes in the pipe
 	small   int // small pieces in a row
+	ran     int // bytes moved since others could run
 	ended   bool
 	refused bool // the kernel does not splice these sockets
 	err     error
@@ -127,6 +128,7 @@ func (s *splicer) onReadable(fd uintptr) bool {
 		switch {
 		case err == syscall.EAGAIN: //nolint:errorlint // straight from the kernel
 			s.release()
+			s.ran = 0
 			return false
 		case err == syscall.EINVAL, err == syscall.ENOSYS: //nolint:errorlint // straight from the kernel
 			s.refused = true
@@ -141,6 +143,10 @@ func (s *splicer) onReadable(fd uintptr) bool {
 		s.in = n
 		if s.err = s.empty(); s.err != nil {
 			return true
+		}
+		if s.ran += n; s.ran >= burst.YieldAfter {
+			s.ran = 0
+			burst.Yield()
 		}
 		if s.small++; n >= small {
 			s.small = 0
