@@ -142,7 +142,7 @@ func (w *world) burst(ctx context.Context, s scenario.Scenario, spec load.Spec, 
 	return err
 }
 
-// beside measures a load alone and beside slow readers.
+// beside measures a load alone and beside a crowd.
 func (b *bench) beside(ctx context.Context, w *world, block result.Block, s scenario.Scenario) (m measured, err error) {
 	m = measured{metrics: map[string]float64{}}
 	if m.noise.Calibration, err = b.calibrate(ctx); err != nil {
@@ -168,20 +168,25 @@ func (b *bench) beside(ctx context.Context, w *world, block result.Block, s scen
 	if err != nil {
 		return m, err
 	}
-	slow := load.Spec{Kind: load.Slow, Conns: slowReaders, Targets: loads[0].spec.Targets}
-	crowd, err := w.startAll(ctx, []placed{{pod: client(0), spec: slow}})
+	s.Crowd.Targets = loads[0].spec.Targets
+	crowd, err := w.startAll(ctx, []placed{{pod: client(0), spec: s.Crowd}})
 	if err != nil {
 		return m, err
 	}
-	defer func() { err = errors.Join(err, crowd.end()) }()
-	if err := wait(ctx, s.Warm); err != nil { // until every window is full
+	crowding := make(chan error, 1)
+	go func() {
+		_, err := crowd.phase(s.Warm + s.Measure + crowdSlack)
+		crowding <- err
+	}()
+	defer func() { err = errors.Join(err, <-crowding, crowd.end()) }()
+	if err := wait(ctx, s.Warm); err != nil { // until slow readers have filled every window
 		return m, err
 	}
 	finish := b.profiler.start(ctx, w, block, nodes(s), s.Measure)
 	defer finish()
 	crowded, err := ss.phase(s.Measure)
 	if err != nil {
-		return m, fmt.Errorf("beside slow readers: %w", err)
+		return m, fmt.Errorf("beside the crowd: %w", err)
 	}
 	u, err := w.since(before)
 	if err != nil {
@@ -199,5 +204,6 @@ func (b *bench) beside(ctx context.Context, w *world, block result.Block, s scen
 	return m, nil
 }
 
-// slowReaders stand beside the load that slow-beside measures.
-const slowReaders = 16
+// crowdSlack is how much longer the crowd stays, so that it does not leave
+// before the load that is measured beside it.
+const crowdSlack = 300 * time.Millisecond

@@ -17,7 +17,7 @@ type How int
 const (
 	// Steady: warm up, come to rest, measure, come to rest.
 	Steady How = iota
-	// Beside: the load alone, then the same beside slow readers.
+	// Beside: the load alone, then the same beside a crowd.
 	Beside
 	// Cold: the load in a lab whose proxies give unused tunnels up at once.
 	Cold
@@ -32,6 +32,8 @@ type Scenario struct {
 	result.Scenario
 	How  How
 	Load load.Spec // the bench fills in targets and, for HalfOf, the rate
+	// Crowd is what Beside puts beside the load.
+	Crowd load.Spec
 	// Pairs of pods that load at the same time; 0 = 1.
 	Pairs int
 	// Near: client and server on one node.

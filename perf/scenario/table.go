@@ -180,13 +180,20 @@ func trips() []Scenario {
 	open("open-100-1000", "1,000 round trips of 100 bytes a second on 32 connections, from the intended time", true, load.Spec{Conns: 32, Size: 100, Rate: 1000}, "")
 	open("open-1k-1000", "1,000 round trips of 1,000 bytes a second on 32 connections, from the intended time", false, load.Spec{Conns: 32, Size: 1000, Rate: 1000}, "")
 	open("open-100-half", "100 bytes on 32 connections at half of what the slowest can do, from the intended time", false, load.Spec{Conns: 32, Size: 100, Rate: 1000}, "rt-100-32")
-	return append(out, Scenario{
-		Scenario: result.Scenario{
-			Name: "slow-beside", Title: "round trips of 100 bytes on 8 connections beside 16 slow readers of the same pod pair",
-			Metrics: []result.Metric{timing("rtt_p50_us", "µs"), timing("rtt_p99_us", "µs"), timing("p99_beside_over_alone", "×")},
-		},
-		How: Beside, Load: load.Spec{Kind: load.Closed, Conns: 8, Size: 100}, Warm: warm, Measure: measure / 2,
-	})
+	beside := func(name, title string, crowd load.Spec) {
+		out = append(out, Scenario{
+			Scenario: result.Scenario{
+				Name: name, Title: title,
+				Metrics: []result.Metric{timing("rtt_p50_us", "µs"), timing("rtt_p99_us", "µs"), timing("p99_beside_over_alone", "×")},
+			},
+			How: Beside, Load: load.Spec{Kind: load.Closed, Conns: 8, Size: 100}, Crowd: crowd, Warm: warm, Measure: measure / 2,
+		})
+	}
+	beside("slow-beside", "round trips of 100 bytes on 8 connections beside 16 slow readers of the same pod pair", load.Spec{Kind: load.Slow, Conns: 16})
+	// Held at a rate, so that nobody suffers from being fast.
+	beside("bulk-beside", "round trips of 100 bytes on 8 connections beside 4 streams of together 100 MB/s of the same pod pair",
+		load.Spec{Kind: load.BulkUp, Conns: 4, Rate: 100e6})
+	return out
 }
 
 func connections() []Scenario {
