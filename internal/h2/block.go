@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strings"
+	"time"
 
 	"golang.org/x/net/http/httpguts"
 	"golang.org/x/net/http2"
@@ -19,6 +20,7 @@ type block struct {
 	pseudo    int     // how many of fields they are
 	truncated bool    // there was more than the limit
 	invalid   string  // what makes the stream wrong, "" if nothing does
+	vain      bool    // nobody has use for it
 
 	left int64  // of the limit
 	raw  []byte // the fragments together
@@ -124,6 +126,16 @@ func (k *block) has(name string) bool {
 // keep is the fields for whoever needs them longer.
 func (k *block) keep() []Field { return append(make([]Field, 0, len(k.fields)), k.fields...) }
 
+// waste is how many of the block's bytes we have decoded for nothing: all, or
+// what the fields do not explain, such as changes of the table's size. The
+// longest code of a byte has 30 bits.
+func (k *block) waste(limit uint32) int64 {
+	if k.vain || k.truncated || k.invalid != "" {
+		return int64(len(k.raw))
+	}
+	return max(0, int64(len(k.raw))-4*(int64(limit)-k.left))
+}
+
 // join collects the fragments of HEADERS and CONTINUATIONs, which are whole.
 func (k *block) join(fh http2.FrameHeader, b []byte) error {
 	p := b[frameHeader : frameHeader+int(fh.Length)]
@@ -189,6 +201,7 @@ func (in *input) decode(fh http2.FrameHeader, b []byte, limit uint32) (*block, e
 
 // headersFrame handles HEADERS with its CONTINUATIONs.
 func (c *Conn) headersFrame(fh http2.FrameHeader, b []byte) error {
+	defer c.in.block.reset() // or an idle connection would keep a large one
 	k, err := c.in.decode(fh, b, c.cfg.MaxHeaderList)
 	if err != nil {
 		return err
@@ -203,9 +216,14 @@ func (c *Conn) headersFrame(fh http2.FrameHeader, b []byte) error {
 		return err
 	}
 	if k.invalid != "" {
-		return c.badFrame(fh, ProtocolError, k.invalid)
+		err = c.badFrame(fh, ProtocolError, k.invalid)
+	} else {
+		err = c.onHeaders(k)
 	}
-	return c.onHeaders(k)
+	if n := k.waste(c.cfg.MaxHeaderList); err == nil && n > 0 {
+		err = c.guard.headers.take(time.Now(), float64(n))
+	}
+	return err
 }
 
 // shortFrame handles the frames of four bytes, for which the Framer makes

@@ -83,6 +83,7 @@ type peer struct {
 // life is how far the end has come.
 type life struct {
 	peerGone bool // the peer sent GOAWAY
+	goAways  int  // so often
 	draining bool // we said that we go away
 	final    bool // and named the last stream
 	grace    bool // ended in order: read on until the peer closes as well
@@ -96,8 +97,14 @@ type streamSet struct {
 	handlers int
 	reserved int             // client: places promised by Reserve
 	waiting  []chan struct{} // client: openers without a place, oldest first
-	recent   [128]uint32     // streams that we reset: what is still under way for them is no mistake
+	recent   [128]grant      // streams that we reset: what is still under way for them is no mistake
 	recentAt int
+}
+
+// grant is what may still come for a stream that we reset.
+type grant struct {
+	id   uint32 // 0: none
+	left uint32 // bytes of DATA
 }
 
 // NewClient starts the client side of a connection. It does not wait for the
@@ -135,7 +142,7 @@ func newConn(nc net.Conn, cfg Config, r role) *Conn {
 		set:  streamSet{open: make(map[uint32]*Stream)},
 	}
 	c.recv.window = window{size: int64(c.cfg.ConnWindow), left: int64(c.cfg.ConnWindow)}
-	c.guard = newGuard(c.cfg.MaxStreams)
+	c.guard = newGuard(c.cfg)
 	c.in.init(c.cfg, r)
 	c.out.init(c)
 	c.ping.start(c)

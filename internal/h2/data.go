@@ -69,7 +69,7 @@ func (c *Conn) beginData(fh http2.FrameHeader, payload int) (*Stream, error) {
 	s := c.set.open[fh.StreamID]
 	switch {
 	case s == nil:
-		return nil, c.closedStream(fh.StreamID, fh.Type)
+		return nil, c.strayData(fh)
 	case s.remoteEnd:
 		return nil, c.mistake(s, &ResetError{Code: StreamClosed, Reason: "DATA after END_STREAM"})
 	case c.role == client && !s.header.done:
@@ -82,6 +82,31 @@ func (c *Conn) beginData(fh http2.FrameHeader, payload int) (*Stream, error) {
 		return s, c.guard.empty.spend(time.Now())
 	}
 	return s, nil
+}
+
+// strayData judges DATA for a stream that is no more; its bytes go back to the
+// connection's window as they pass, so that the neighbours lose nothing. After
+// a reset what the stream's window still had may come and is free. Nobody who
+// keeps the windows can send more, so more ends the connection.
+func (c *Conn) strayData(fh http2.FrameHeader) error {
+	g := c.set.recently(fh.StreamID)
+	if g == nil {
+		if err := c.closedStream(fh.StreamID, fh.Type); err != nil {
+			return err
+		}
+		return c.guard.waste.take(time.Now(), float64(fh.Length))
+	}
+	if fh.Length > g.left {
+		return violation(EnhanceYourCalm, "DATA of %d bytes on stream %d, which was reset: its window has %d", fh.Length, fh.StreamID, g.left)
+	}
+	g.left -= fh.Length
+	switch {
+	case fh.Flags.Has(http2.FlagDataEndStream):
+		*g = grant{} // that was the last
+	case fh.Length == 0:
+		return c.guard.empty.spend(time.Now())
+	}
+	return nil
 }
 
 // deliver hands a piece of DATA on: to the stream's sink if that takes it

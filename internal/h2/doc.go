@@ -52,12 +52,16 @@
 //   - Nothing is allocated to relay a frame (TestRelayingAllocatesNothing).
 //   - Everything that a peer can make us do for free is counted: resets, its
 //     own and provoked, settings, pings, empty frames, unknown frames, header
-//     bytes and frames, windows that let us send a few bytes (TestLimits*,
-//     TestHostilePeers, TestHeaderFloodIsBounded); past the limit the
+//     bytes and frames, windows that let us send a few bytes or nothing, bytes
+//     for streams that are no more (TestLimits*, TestHostilePeers,
+//     TestHeaderFloodIsBounded, TestHeaderBombs, TestDataAfterResetIsBounded,
+//     TestWindowUpdates; the table is at type guard); past the limit the
 //     connection ends with ENHANCE_YOUR_CALM and nothing else is disturbed
 //     (TestAttackLeavesNeighboursAlone).
 //   - A peer that asks and never reads our answers is cut off before they
 //     fill the memory (TestDeafPeerIsCutOff).
+//   - What an honest peer has under way when we reset is free, and so are its
+//     updates for what we sent (TestDataAfterResetIsFree, TestWindowUpdates).
 //   - A malformed request costs its stream, a broken frame the connection.
 //   - A stream counts against the limit until both directions ended
 //     (TestStreamCountsUntilBothEnds).

@@ -26,18 +26,19 @@ var (
 // and the restored encoder empties ours.
 type State struct {
 	Client     bool
-	Window     int64  // of a stream, as the peer has set it
-	MaxFrame   uint32 // the peer takes
-	MaxStreams uint32 // the peer allows
-	MaxHeaders uint32 // the peer takes, in bytes
-	Table      uint32 // of the peer's header decoder
-	Send       int64  // what we may send on the whole connection
-	Left       int64  // what the peer may send on the whole connection
-	Next, Last uint32 // stream numbers: ours to come, the peer's so far
-	Recent     []uint32
-	PeerGone   bool // GOAWAY came
-	Draining   bool // GOAWAY was sent
-	Final      bool // and the last stream named
+	Window     int64    // of a stream, as the peer has set it
+	MaxFrame   uint32   // the peer takes
+	MaxStreams uint32   // the peer allows
+	MaxHeaders uint32   // the peer takes, in bytes
+	Table      uint32   // of the peer's header decoder
+	Send       int64    // what we may send on the whole connection
+	Left       int64    // what the peer may send on the whole connection
+	Next, Last uint32   // stream numbers: ours to come, the peer's so far
+	Recent     []uint32 // streams that were reset
+	Grants     []uint32 // and what may still come for each
+	PeerGone   bool     // GOAWAY came
+	Draining   bool     // GOAWAY was sent
+	Final      bool     // and the last stream named
 	Input      Input
 	Streams    []StreamState // by number
 }
@@ -201,9 +202,12 @@ func (c *Conn) snapshot() State {
 	st := State{
 		Client: c.role == client,
 		Window: c.peer.window, MaxFrame: c.peer.maxFrame, MaxStreams: c.peer.maxStreams, MaxHeaders: c.peer.maxHeaders, Table: c.peer.table,
-		Send: c.send, Left: c.recv.left, Next: c.set.next, Last: c.set.last, Recent: slices.Clone(c.set.recent[:]),
+		Send: c.send, Left: c.recv.left, Next: c.set.next, Last: c.set.last,
 		PeerGone: c.life.peerGone, Draining: c.life.draining, Final: c.life.final,
 		Input: Input{Hold: slices.Clone(in.hold), Skip: in.skip, Data: in.part.open, Left: in.part.left, Pad: in.part.pad, End: in.part.end},
+	}
+	for _, g := range c.set.recent {
+		st.Recent, st.Grants = append(st.Recent, g.id), append(st.Grants, g.left)
 	}
 	if s := in.part.s; in.part.open && s != nil {
 		st.Input.Stream = s.id
@@ -225,7 +229,7 @@ func (c *Conn) snapshot() State {
 // check refuses what no Export can have returned.
 func (st *State) check() error {
 	wrong := st.Send > maxWindow || st.Left < 0 || st.Left > maxWindow || st.Window < 0 || st.Window > maxWindow ||
-		st.MaxFrame < defaultMaxFrame || st.Input.Skip < 0 || st.Input.Left < 0 || st.Input.Pad < 0 || len(st.Recent) > len(streamSet{}.recent)
+		st.MaxFrame < defaultMaxFrame || st.Input.Skip < 0 || st.Input.Left < 0 || st.Input.Pad < 0 || len(st.Recent) > len(streamSet{}.recent) || len(st.Grants) > len(st.Recent)
 	last := uint32(0)
 	for _, s := range st.Streams {
 		wrong = wrong || s.ID <= last || s.ID%2 == 0 || s.Left < 0 || s.Size > maxWindow || s.Left+int64(len(s.Queued)) > s.Size ||
@@ -256,7 +260,13 @@ func Restore(nc net.Conn, st State, cfg Config, h Handler) (*Conn, []*Stream, er
 	c.peer = peer{seen: true, table: min(st.Table, headerTable), window: st.Window, maxFrame: st.MaxFrame, maxStreams: st.MaxStreams, maxHeaders: st.MaxHeaders}
 	c.send = st.Send
 	c.set.next, c.set.last = st.Next, st.Last
-	copy(c.set.recent[:], st.Recent)
+	for i, id := range st.Recent {
+		left := uint32(maxWindow) // whoever wrote the state did not count
+		if i < len(st.Grants) {
+			left = st.Grants[i]
+		}
+		c.set.recent[i] = grant{id: id, left: left}
+	}
 	c.life.peerGone, c.life.draining, c.life.final = st.PeerGone, st.Draining, st.Final
 	streams := c.restoreStreams(&st)
 	in := &c.in

@@ -246,7 +246,7 @@ func (c *Conn) act(b []byte) error {
 		return c.startData(fh, b[frameHeader:])
 	case fh.Type > http2.FrameContinuation:
 		c.in.skip = int(fh.Length)
-		return c.odd()
+		return c.unknown(fh.Length)
 	}
 	if c.in.phase == atFrames {
 		switch fh.Type {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"syscall"
 	"time"
 
@@ -76,10 +75,12 @@ func (c *Conn) readDeadline(t time.Time) {
 	}
 }
 
-func (c *Conn) odd() error {
+// unknown counts a frame of an unknown kind: itself and its bytes, which no
+// window holds back.
+func (c *Conn) unknown(size uint32) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.guard.odd.spend(time.Now())
+	return c.guard.pointless(time.Now(), float64(size))
 }
 
 // badFrame answers a frame that is wrong for its stream only.
@@ -112,7 +113,7 @@ func (c *Conn) closedStream(id uint32, kind http2.FrameType) error {
 	if c.idle(id) {
 		return violation(ProtocolError, "%v on idle stream %d", kind, id)
 	}
-	if slices.Contains(c.set.recent[:], id) {
+	if c.set.recently(id) != nil {
 		return nil
 	}
 	c.out.reset(id, StreamClosed)
@@ -199,6 +200,9 @@ func (c *Conn) shiftWindows(delta int64) error {
 }
 
 func (c *Conn) onWindowUpdate(id uint32, n int64) error {
+	if err := c.guard.update(); err != nil {
+		return err
+	}
 	if id == 0 {
 		if n == 0 {
 			return violation(ProtocolError, "WINDOW_UPDATE by 0")
@@ -247,9 +251,11 @@ func (c *Conn) onReset(id uint32, code Code) error {
 		if c.idle(id) {
 			return violation(ProtocolError, "RST_STREAM on idle stream %d", id)
 		}
-		// The peer gave it up too: nothing more can be under way.
-		if i := slices.Index(c.set.recent[:], id); i >= 0 {
-			c.set.recent[i] = 0
+		// The peer gave it up too: nothing more can be under way. Two resets
+		// that cross are nobody's mistake, and there is one for each of ours.
+		if g := c.set.recently(id); g != nil {
+			*g = grant{}
+			return nil
 		}
 		return c.guard.odd.spend(time.Now())
 	}
@@ -263,6 +269,12 @@ func (c *Conn) onReset(id uint32, code Code) error {
 }
 
 func (c *Conn) onGoAway(f *http2.GoAwayFrame) error {
+	// An end in order takes two.
+	if c.life.goAways++; c.life.goAways > 2 {
+		if err := c.guard.pointless(time.Now(), float64(f.Length)); err != nil {
+			return err
+		}
+	}
 	c.life.peerGone = true
 	code := Code(f.ErrCode)
 	for id, s := range c.set.open {

@@ -1,7 +1,6 @@
 package h2
 
 import (
-	"slices"
 	"strconv"
 	"time"
 )
@@ -24,12 +23,13 @@ func (c *Conn) onHeaders(k *block) error {
 
 // lateHeaders is a header block for a stream that is no more.
 func (c *Conn) lateHeaders(k *block) error {
+	k.vain = true
 	if c.idle(k.id) {
 		return violation(ProtocolError, "HEADERS on idle stream %d", k.id)
 	}
 	// A client may have given up more streams at once than are remembered:
 	// their answers are no mistake.
-	if c.role == client || slices.Contains(c.set.recent[:], k.id) {
+	if c.role == client || c.set.recently(k.id) != nil {
 		return c.guard.odd.spend(time.Now())
 	}
 	return violation(StreamClosed, "HEADERS on closed stream %d", k.id)
@@ -75,6 +75,7 @@ func (c *Conn) onResponse(s *Stream, k *block) error {
 
 func (c *Conn) onRequest(k *block) error {
 	now := time.Now()
+	k.vain = true // unless it is served
 	if c.life.final {
 		return c.guard.refused.spend(now) // named in GOAWAY as not processed
 	}
@@ -98,6 +99,7 @@ func (c *Conn) onRequest(k *block) error {
 		c.resetStream(s, &ResetError{Code: NoError, Reason: "request headers over the limit"})
 		return c.guard.resets.spend(now) // decoding them cost as much as a stream
 	}
+	k.vain = false
 	c.set.handlers++
 	c.wg.Add()
 	go c.serve(s, k.keep())
@@ -107,7 +109,7 @@ func (c *Conn) onRequest(k *block) error {
 // refuse resets a stream that was never opened.
 func (c *Conn) refuse(id uint32, code Code) {
 	c.out.reset(id, code)
-	c.set.remember(id)
+	c.set.remember(id, c.underWay(c.cfg.base()))
 	c.kick()
 }
 

@@ -183,6 +183,7 @@ func (s *Stream) charge(n int) {
 	s.send -= int64(n)
 	s.c.send -= int64(n)
 	s.c.stats.DataOut += uint64(n)
+	s.c.guard.updates.earn(float64(2*(1+n/crumbSize)), updatesSaved)
 }
 
 // returned takes back a piece of rest that the connection is done with.

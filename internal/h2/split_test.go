@@ -28,7 +28,7 @@ func still(r role) *Conn {
 	c := newConn(silent{}, Config{PingInterval: -1, MaxStreams: 1000}, r)
 	c.out.flushing = true
 	c.handle = func(*Stream, []Field) {}
-	for _, b := range []*budget{&c.guard.resets, &c.guard.settings, &c.guard.pings, &c.guard.empty, &c.guard.odd, &c.guard.refused, &c.guard.crumbs} {
+	for _, b := range []*budget{&c.guard.resets, &c.guard.settings, &c.guard.pings, &c.guard.empty, &c.guard.odd, &c.guard.refused, &c.guard.crumbs, &c.guard.updates, &c.guard.waste, &c.guard.headers} {
 		b.rate = 0 // so that time plays no part
 	}
 	return c

@@ -80,6 +80,7 @@ func (c *Conn) newStream(id uint32) *Stream {
 	}
 	s.wake.L = &c.mu
 	c.set.open[id] = s
+	c.guard.updates.earn(2, updatesSaved) // some peers enlarge each stream's window
 	return s
 }
 
@@ -301,16 +302,36 @@ func (s *Stream) abort(cause error) {
 // resetStream cuts a stream and tells the peer.
 func (c *Conn) resetStream(s *Stream, cause *ResetError) {
 	c.out.reset(s.id, cause.Code)
-	c.set.remember(s.id)
+	left := int64(0)
+	if !s.remoteEnd {
+		left = c.underWay(s.recv.left)
+	}
+	c.set.remember(s.id, left)
 	s.abort(cause)
 	c.forget(s)
 	c.kick()
 }
 
+// underWay is the most DATA that can be under way on a stream whose window has
+// left: no more is ever given after a reset, and what was on its way then is in
+// left already. A peer that has not seen our SETTINGS reckons with what
+// RFC 9113 gives.
+func (c *Conn) underWay(left int64) int64 { return max(left, defaultWindow) }
+
 // remember notes a stream that we reset.
-func (t *streamSet) remember(id uint32) {
-	t.recent[t.recentAt%len(t.recent)] = id
+func (t *streamSet) remember(id uint32, left int64) {
+	t.recent[t.recentAt%len(t.recent)] = grant{id: id, left: uint32(left)}
 	t.recentAt++
+}
+
+// recently is what may still come for a stream that we reset, nil for others.
+func (t *streamSet) recently(id uint32) *grant {
+	for i := range t.recent {
+		if t.recent[i].id == id {
+			return &t.recent[i]
+		}
+	}
+	return nil
 }
 
 // forget takes a finished stream out of the connection.
