@@ -160,7 +160,7 @@ func impostures() []attack {
 		flood("PING flood", codes, func(_ *peer, f *http2.Framer) error { return f.WritePing(false, [8]byte{}) }),
 		flood("priority flood", codes, func(_ *peer, f *http2.Framer) error { return f.WritePriority(1, http2.PriorityParam{Weight: 3}) }),
 		flood("unknown frames", codes, func(_ *peer, f *http2.Framer) error { return f.WriteRawFrame(0xbe, 0, 0, nil) }),
-		flood("GOAWAY spam", whatever, func(p *peer, f *http2.Framer) error { return f.WriteGoAway(p.asked, http2.ErrCodeNo, []byte("x")) }),
+		flood("GOAWAY spam", codes, func(p *peer, f *http2.Framer) error { return f.WriteGoAway(p.asked, http2.ErrCodeNo, []byte("x")) }),
 		flood("empty DATA", codes, func(p *peer, f *http2.Framer) error { return f.WriteData(p.asked, false, nil) }),
 		flood("HEADERS again and again", whatever, func(p *peer, f *http2.Framer) error { return headers(f, p.asked, p.encode(":status", "200")) }),
 		flood("resets of streams that nobody opened", codes, func(p *peer, f *http2.Framer) error { return f.WriteRSTStream(p.stream()*2+1, 8) }),
@@ -203,8 +203,8 @@ func impostures() []attack {
 			_, err := p.w.WriteString("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 			return err
 		}),
-		// It may cost the stream alone; what still comes for that is thrown away.
-		{name: "DATA beyond the window", want: whatever, deafApp: true, run: func(_ context.Context, p *peer) {
+		// It may cost the stream alone, unless there is no end of what still comes for that.
+		{name: "DATA beyond the window", want: codes, deafApp: true, run: func(_ context.Context, p *peer) {
 			long, cancel := context.WithTimeout(context.Background(), time.Second)
 			defer cancel()
 			p.answer()
