@@ -31,6 +31,7 @@ const (
 	maxTurn          = 256 << 10   // our own frames, when one stream alone has something to send
 	sharedTurn       = 64 << 10    // and when several have: what one sends before the next one's turn
 	gatherLimit      = 2 << 10     // a write of no more waits for others that are ready
+	yieldFrames      = 128         // a flood of small frames lets others run after so many
 	smallWrite       = 16 << 10    // what is copied behind somebody's write instead of waiting for it
 	crumbPiece       = 2 << 10     // pieces that are collected when several come at once
 	crumbSize        = 256         // a window that lets us send less than this is not worth the frame

@@ -52,6 +52,7 @@ type input struct {
 	round uint64    // number of this feed
 	late  []*Stream // have crumbs queued for its end
 	feeds atomic.Uint64
+	ran   int // frames, and pieces of them, since others could run
 }
 
 // dataFrame is the DATA frame under way.
@@ -99,6 +100,10 @@ func (c *Conn) feed(p []byte) (done int, err error) {
 		n := 0
 		n, err = c.step(p[done:])
 		done += n
+		if c.in.ran++; c.in.ran == yieldFrames {
+			c.in.ran = 0
+			burst.Yield() // small frames are much work per byte, which the Feeder counts
+		}
 	}
 	for i, s := range c.in.late {
 		c.in.late[i] = nil
