@@ -32,7 +32,7 @@ func (p patient) Write(b []byte) (int, error) {
 	total := 0
 	for pause := pauseFirst; len(b) > 0; {
 		if !p.ready() {
-			time.Sleep(pause)
+			<-time.After(pause) // the poller takes no descriptor that others use blockingly
 			pause = min(2*pause, pauseMost)
 			continue
 		}

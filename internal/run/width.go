@@ -64,11 +64,11 @@ type width struct {
 
 // see takes note of how much CPU time was used while some time passed.
 func (w *width) see(used, wall time.Duration) {
-	threads := time.Duration(w.now)
+	cores, threads := used.Seconds()/wall.Seconds(), float64(w.now)
 	switch {
-	case used*10 >= wall*threads*9: // none had a tenth to spare
+	case cores >= 0.9*threads: // none had a tenth to spare
 		w.now, w.calm = min(2*w.now, w.most), 0
-	case w.now > 1 && used*10 < wall*threads*3: // half of them would be busy for 60 %
+	case w.now > 1 && cores < 0.3*threads: // half of them would be busy for 60 %
 		if w.calm += wall; w.calm >= widthCalm {
 			w.now, w.calm = (w.now+1)/2, 0
 		}
