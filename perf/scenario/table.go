@@ -183,7 +183,7 @@ func trips() []Scenario {
 	beside := func(name, title string, crowd load.Spec) {
 		out = append(out, Scenario{
 			Scenario: result.Scenario{
-				Name: name, Title: title,
+				Name: name, Title: title, MaxRounds: 4,
 				Metrics: []result.Metric{timing("rtt_p50_us", "µs"), timing("rtt_p99_us", "µs"), timing("p99_beside_over_alone", "×")},
 			},
 			How: Beside, Load: load.Spec{Kind: load.Closed, Conns: 8, Size: 100}, Crowd: crowd, Warm: warm, Measure: measure / 2,
