@@ -3,7 +3,6 @@ package burst
 import (
 	"os"
 	"runtime"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -27,7 +26,10 @@ const (
 // It waits for an event of its own which has happened already: the runtime
 // finds it when it asks the poller, with all others that are there.
 func Yield() {
-	y := yielders.get()
+	y, ok := yielders.Get()
+	if !ok {
+		y = newYielder()
+	}
 	if y == nil {
 		runtime.Gosched() // no descriptors left
 		return
@@ -37,7 +39,7 @@ func Yield() {
 		_ = y.f.Close()
 		return
 	}
-	yielders.put(y)
+	yielders.Put(y)
 }
 
 // yielder is an eventfd. Its count is never read: each write is an event.
@@ -46,7 +48,6 @@ type yielder struct {
 	rc   syscall.RawConn
 	step func(fd uintptr) bool
 	told bool
-	put  time.Time
 }
 
 func newYielder() *yielder {
@@ -82,58 +83,5 @@ func (y *yielder) tell(fd uintptr) bool {
 	return err != nil
 }
 
-// yielderList keeps a few for the next turn.
-type yielderList struct {
-	mu    sync.Mutex
-	free  []*yielder // the one put last is at the end
-	timer *time.Timer
-}
-
 //nolint:gochecknoglobals // a free list has no state that anybody can act on
-var yielders yielderList
-
-func (l *yielderList) get() *yielder {
-	l.mu.Lock()
-	if n := len(l.free) - 1; n >= 0 {
-		y := l.free[n]
-		l.free[n] = nil
-		l.free = l.free[:n]
-		l.mu.Unlock()
-		return y
-	}
-	l.mu.Unlock()
-	return newYielder()
-}
-
-func (l *yielderList) put(y *yielder) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.free) >= yieldersKept {
-		_ = y.f.Close()
-		return
-	}
-	y.put = time.Now()
-	l.free = append(l.free, y)
-	if l.timer == nil {
-		l.timer = time.AfterFunc(yieldersFor, l.sweep)
-	}
-}
-
-// sweep closes what nobody needed for a while.
-func (l *yielderList) sweep() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	old := time.Now().Add(-yieldersFor)
-	n := 0
-	for n < len(l.free) && !l.free[n].put.After(old) {
-		_ = l.free[n].f.Close()
-		n++
-	}
-	l.free = append(l.free[:0], l.free[n:]...)
-	clear(l.free[len(l.free):cap(l.free)])
-	if len(l.free) == 0 {
-		l.timer = nil
-		return
-	}
-	l.timer = time.AfterFunc(yieldersFor, l.sweep)
-}
+var yielders = Spares[*yielder]{Most: yieldersKept, For: yieldersFor, Close: func(y *yielder) { _ = y.f.Close() }}

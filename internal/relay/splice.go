@@ -3,7 +3,6 @@ package relay
 import (
 	"errors"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
@@ -110,7 +109,7 @@ func (s *splicer) release() {
 	case s.in > 0:
 		s.pipe.close()
 	default:
-		pipes.put(s.pipe)
+		pipes.Put(s.pipe)
 	}
 	s.pipe = nil
 }
@@ -119,7 +118,7 @@ func (s *splicer) release() {
 func (s *splicer) onReadable(fd uintptr) bool {
 	for {
 		if s.pipe == nil {
-			if s.pipe, s.err = pipes.get(); s.err != nil {
+			if s.pipe, s.err = takePipe(); s.err != nil {
 				s.refused, s.err = true, nil // out of descriptors: read and write do without
 				return true
 			}
@@ -259,7 +258,6 @@ func splice(from, to, n int) (int, error) {
 // pipe is empty whenever it is in nobody's hands.
 type pipe struct {
 	r, w int
-	put  time.Time
 }
 
 func newPipe() (*pipe, error) {
@@ -281,60 +279,15 @@ const (
 	pipesFor = 2 * time.Second
 )
 
-// pipeList keeps unused pipes for a short while.
-type pipeList struct {
-	mu    sync.Mutex
-	free  []*pipe // the one put last is at the end
-	timer *time.Timer
-}
-
 // pipes is shared by all relays, so that idle ones hold none.
 //
 //nolint:gochecknoglobals // a free list has no state that anybody can act on
-var pipes pipeList
+var pipes = burst.Spares[*pipe]{Most: pipesKept, For: pipesFor, Close: (*pipe).close}
 
-func (l *pipeList) get() (*pipe, error) {
-	l.mu.Lock()
-	if n := len(l.free); n > 0 {
-		p := l.free[n-1]
-		l.free[n-1] = nil
-		l.free = l.free[:n-1]
-		l.mu.Unlock()
+// takePipe returns an empty one.
+func takePipe() (*pipe, error) {
+	if p, ok := pipes.Get(); ok {
 		return p, nil
 	}
-	l.mu.Unlock()
 	return newPipe()
-}
-
-func (l *pipeList) put(p *pipe) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.free) >= pipesKept {
-		p.close()
-		return
-	}
-	p.put = time.Now()
-	l.free = append(l.free, p)
-	if l.timer == nil {
-		l.timer = time.AfterFunc(pipesFor, l.sweep)
-	}
-}
-
-// sweep closes the pipes that nobody wanted for a while.
-func (l *pipeList) sweep() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	old := time.Now().Add(-pipesFor)
-	n := 0
-	for n < len(l.free) && !l.free[n].put.After(old) {
-		l.free[n].close()
-		n++
-	}
-	l.free = append(l.free[:0], l.free[n:]...)
-	clear(l.free[len(l.free):cap(l.free)])
-	if len(l.free) == 0 {
-		l.timer = nil
-		return
-	}
-	l.timer = time.AfterFunc(pipesFor, l.sweep)
 }

@@ -99,9 +99,7 @@ func bulk(t testing.TB, client, srv *net.TCPConn) {
 func pipesNow(t testing.TB) int {
 	t.Helper()
 	until(t, "unused pipes are never closed", func() bool {
-		pipes.mu.Lock()
-		defer pipes.mu.Unlock()
-		return len(pipes.free) == 0
+		return pipes.Len() == 0
 	})
 	n, _ := descriptors(t)
 	return n
@@ -113,9 +111,7 @@ func TestIdleHoldsNoPipe(t *testing.T) {
 	client, srv, result, _ := relayed(t, t.Context())
 	bulk(t, client, srv)
 	until(t, "no pipe was used and given back", func() bool {
-		pipes.mu.Lock()
-		defer pipes.mu.Unlock()
-		return len(pipes.free) > 0
+		return pipes.Len() > 0
 	})
 	if n := pipesNow(t); n > before {
 		t.Errorf("%d pipes, %d before", n, before)
