@@ -2,7 +2,6 @@ package netsys
 
 import (
 	"net/netip"
-	"os"
 	"sync"
 	"time"
 
@@ -130,10 +129,7 @@ func (n *Netns) socket(a netip.Addr) (int, error) {
 		return nil
 	})
 	if len(made) == 0 {
-		if err == nil {
-			err = os.ErrInvalid
-		}
-		return -1, err
+		return -1, err // at least one was asked for
 	}
 	for _, fd := range made[1:] {
 		n.stash.put(family, fd)
