@@ -80,32 +80,32 @@ func TestBatchIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &calls{gate: make(chan struct{})}
 		b := NewBatch(c)
-		const lines = 100
+		const lines, writers = 100, 3
 		line := strings.Repeat("x", 1023) + "\n"
 		written := 0
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			for range lines {
-				_, _ = b.Write([]byte(line))
-				b.mu.Lock()
-				written++
-				b.mu.Unlock()
-			}
-		}()
-		// The writer that fills a batch is the one that waits for the reader; a second one may go on.
-		go func() { time.Sleep(time.Second); _, _ = b.Write([]byte(line)) }()
+		var done sync.WaitGroup
+		// The writer that fills a batch waits for the reader by itself; the others must be stopped.
+		for range writers {
+			done.Go(func() {
+				for range lines {
+					_, _ = b.Write([]byte(line))
+					b.mu.Lock()
+					written++
+					b.mu.Unlock()
+				}
+			})
+		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		b.mu.Lock()
-		if held := len(b.buf); held > 2*batchSize || written > lines/2 {
+		if held := len(b.buf); held > 2*batchSize || written > lines {
 			t.Errorf("%d bytes held, %d lines taken", held, written)
 		}
 		b.mu.Unlock()
 		close(c.gate)
-		<-done
+		done.Wait()
 		_ = b.Flush()
-		if got := strings.Join(c.seen(), ""); got != strings.Repeat(line, lines+1) {
+		if got := strings.Join(c.seen(), ""); got != strings.Repeat(line, writers*lines) {
 			t.Errorf("%d bytes arrived", len(got))
 		}
 	})
