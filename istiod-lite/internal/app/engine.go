@@ -162,7 +162,7 @@ func (e *engine) gateways() {
 func (e *engine) publishWaypoints() {
 	mesh := e.pipeline.Mesh()
 	inputs := bind.Inputs(bind.World{
-		Mesh:      waypoint.Mesh{TrustDomain: mesh.TrustDomain, ClusterDomain: e.cfg.ClusterDomain, RootNamespace: mesh.RootNamespace, ClusterID: e.cfg.ClusterID},
+		Mesh:      waypoint.Mesh{TrustDomain: mesh.TrustDomain, ClusterDomain: e.cfg.ClusterDomain, RootNamespace: mesh.RootNamespace, ClusterID: e.cfg.ClusterID, Config: mesh.Config},
 		Addresses: e.addresses, Objects: e.rows.bindObjects(e.cfg.Revision),
 	})
 	findings := map[manifest.Key][]waypoint.Finding{}

@@ -1,6 +1,7 @@
 package match
 
 import (
+	"fmt"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -57,6 +58,20 @@ func (q *Request) FullPath() string {
 		return q.Path
 	}
 	return q.Path + "?" + q.Query
+}
+
+// CheckAuthority refuses an authority that is more than a host and a port: what an application would make of it is not known, so no
+// policy on hosts could be right about it. An empty one is as good as a host that no policy names.
+func CheckAuthority(a string) error {
+	for i := range len(a) {
+		switch c := a[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
+		case strings.IndexByte("-._~:[]*", c) >= 0:
+		default:
+			return fmt.Errorf("authority %q has the character %q: %w", a, c, ErrBadPath)
+		}
+	}
+	return nil
 }
 
 // Get returns a header, or one of the pseudo headers; several values are one string joined by commas. name is in canonical form.

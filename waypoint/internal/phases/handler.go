@@ -133,6 +133,9 @@ func (x *exchange) protocol() table.Protocol {
 func (x *exchange) normalize() error {
 	path, query, err := match.SplitTarget(x.r.RequestURI)
 	if err == nil {
+		err = match.CheckAuthority(x.q.Authority)
+	}
+	if err == nil {
 		var redirect bool
 		if path, redirect, err = x.chain.Normalization.Apply(path); err == nil && redirect {
 			x.q.Path, x.q.Query = path, query

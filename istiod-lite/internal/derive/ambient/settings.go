@@ -40,7 +40,8 @@ const DefaultTrustDomain = "cluster.local"
 type Settings struct {
 	RootNamespace string
 	TrustDomain   string
-	text          string // what the settings were parsed from: equal texts are equal settings
+	Config        *apimesh.MeshConfig // everything that was written; nil = nothing. Read only
+	text          string              // what the settings were parsed from: equal texts are equal settings
 	discovery     []labels.Selector
 	visibility    []visibilityPolicy
 	visibilitySet bool
@@ -58,7 +59,7 @@ type visibilityPolicy struct {
 func ParseSettings(cfg Config, text string) (s Settings, unknown, err error) {
 	cfg = cfg.withDefaults()
 	s = Settings{RootNamespace: cfg.SystemNamespace, TrustDomain: DefaultTrustDomain, text: text}
-	var mesh apimesh.MeshConfig
+	mesh := &apimesh.MeshConfig{}
 	raw, err := yaml.YAMLToJSONStrict([]byte(text))
 	if err != nil {
 		return Settings{}, nil, fmt.Errorf("mesh settings: not valid YAML: %w", err)
@@ -66,10 +67,11 @@ func ParseSettings(cfg Config, text string) (s Settings, unknown, err error) {
 	if string(raw) == "null" {
 		return s, nil, nil
 	}
-	unknown = manifest.CheckMessage("mesh", raw, &mesh)
+	unknown = manifest.CheckMessage("mesh", raw, mesh)
 	if err := mesh.UnmarshalJSON(raw); err != nil {
 		return Settings{}, nil, errors.Join(fmt.Errorf("mesh settings: %w", err), unknown)
 	}
+	s.Config = mesh
 	if mesh.GetRootNamespace() != "" {
 		s.RootNamespace = mesh.GetRootNamespace()
 	}

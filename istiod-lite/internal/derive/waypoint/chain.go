@@ -22,11 +22,11 @@ func (d *derivation) httpChain(name string, s *Service, p Port) *listenerv3.Filt
 	d.routes[name] = d.serviceRoutes(name, s, p)
 	return &listenerv3.FilterChain{
 		Name:    name,
-		Filters: []*listenerv3.Filter{httpManager(name, p.Protocol)},
+		Filters: []*listenerv3.Filter{d.httpManager(name, p.Protocol)},
 	}
 }
 
-func httpManager(name string, proto Protocol) *listenerv3.Filter {
+func (d *derivation) httpManager(name string, proto Protocol) *listenerv3.Filter {
 	m := &hcmv3.HttpConnectionManager{
 		StatPrefix: name,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
@@ -38,12 +38,10 @@ func httpManager(name string, proto Protocol) *listenerv3.Filter {
 		UpgradeConfigs:             []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		ServerName:                 "istio-envoy",
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_OVERWRITE,
-		NormalizePath:              boolValue(true),
 		Proxy_100Continue:          true,
-		// What is called a policy's path must be what the application will see: an escaped slash stays one.
-		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_KEEP_UNCHANGED,
-		HttpFilters:                  httpFilters(),
+		HttpFilters:                httpFilters(),
 	}
+	normalize(m, d.in.Mesh.Config.GetPathNormalization())
 	if proto == HTTP2 {
 		m.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{}
 	}
@@ -119,7 +117,7 @@ func (d *derivation) directChains() []*listenerv3.FilterChain {
 		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: Encap},
 	}))
 	return []*listenerv3.FilterChain{
-		{Name: directHTTP, Filters: []*listenerv3.Filter{restate, httpManager(directHTTP, Sniffed)}},
+		{Name: directHTTP, Filters: []*listenerv3.Filter{restate, d.httpManager(directHTTP, Sniffed)}},
 		{Name: directTCP, Filters: tcp},
 	}
 }

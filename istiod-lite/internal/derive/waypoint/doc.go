@@ -115,6 +115,8 @@
 //   - Every world's resources are accepted by a stock Envoy (TestEnvoyAcceptsWorlds).
 //   - A stock Envoy that runs them does what routes and policies say (TestEnvoyBehaves, TestEnvoyTCP).
 //   - A policy that cannot be expressed never allows more than its author wrote (TestUnexpressibleFailsClosed).
+//   - A host in a rule that refuses means all its spellings (TestHostSpellings); the mesh's path normalization reaches
+//     every HTTP chain (TestPathNormalization).
 //   - A policy attached by selector, or to nothing, never reaches a waypoint (TestSelectorPoliciesDoNotApply).
 //   - No empty range is ever sent in an IP matcher, Envoy refuses the whole listener (TestNoEmptyRanges).
 //

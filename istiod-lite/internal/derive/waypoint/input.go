@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	meshapi "istio.io/api/mesh/v1alpha1"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -34,6 +35,8 @@ type Mesh struct {
 	ClusterDomain string // suffix of service hostnames, "cluster.local"
 	RootNamespace string // "istio-system"
 	ClusterID     string
+	// Config is what the mesh's settings say (MeshConfig); nil is nothing.
+	Config *meshapi.MeshConfig
 	// IPv6 says that waypoint pods have IPv6 addresses, so that connect_terminate listens there too.
 	IPv6 bool
 }

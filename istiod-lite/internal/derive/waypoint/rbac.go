@@ -65,7 +65,7 @@ func (t *translation) rule(r *securityapi.Rule, http bool) *rbacv3.Policy {
 		if proto.Size(o.GetOperation()) == 0 {
 			t.problem("to: an operation must say something")
 		}
-		operations = append(operations, t.permissions(operation(o.GetOperation())))
+		operations = append(operations, t.permissions(t.operation(o.GetOperation())))
 	}
 	out := &rbacv3.Policy{
 		Permissions: []*rbacv3.Permission{andPermissions(orPermissions(operations), t.permissions(when))},
@@ -167,9 +167,10 @@ func (t *translation) source(s *securityapi.Source) []condition {
 	}
 }
 
-func operation(o *securityapi.Operation) []condition {
+func (t *translation) operation(o *securityapi.Operation) []condition {
 	return []condition{
-		{name: "hosts", values: o.GetHosts(), not: o.GetNotHosts(), onlyHTTP: true, permission: hostMatch},
+		{name: "hosts", values: o.GetHosts(), onlyHTTP: true, permission: hostMatch(!t.allow)},
+		{name: "notHosts", not: o.GetNotHosts(), onlyHTTP: true, permission: hostMatch(t.allow)},
 		{name: "ports", values: o.GetPorts(), not: o.GetNotPorts(), permission: portMatch},
 		{name: "methods", values: o.GetMethods(), not: o.GetNotMethods(), onlyHTTP: true, permission: methodMatch},
 		{name: "paths", values: o.GetPaths(), not: o.GetNotPaths(), onlyHTTP: true, permission: pathMatch},
@@ -335,10 +336,6 @@ func headerPrincipal(name, v string) (*rbacv3.Principal, error) {
 
 func headerPermission(name, v string, anyCase bool) *rbacv3.Permission {
 	return &rbacv3.Permission{Rule: &rbacv3.Permission_Header{Header: headerValue(name, v, anyCase)}}
-}
-
-func hostMatch(v string) (*rbacv3.Permission, error) {
-	return headerPermission(":authority", v, true), nil
 }
 
 func methodMatch(v string) (*rbacv3.Permission, error) {
