@@ -125,3 +125,12 @@ func Program(pid int) string {
 	}
 	return path
 }
+
+// Arguments are what a process was started with.
+func Arguments(pid int) string {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return "" // it has ended
+	}
+	return strings.ReplaceAll(string(raw), "\x00", " ")
+}

@@ -27,6 +27,8 @@ type Impl struct {
 	// Plain is one of PlainPrograms: Ztunnel is then no ztunnel but that
 	// program's command, which forwards TCP in the place of a mesh.
 	Plain string
+	// Waypoint is another waypoint's command in words; the node proxies are ours.
+	Waypoint []string
 }
 
 // mesh says whether the lab is in a mesh.
@@ -162,22 +164,42 @@ func newBench(cfg Config) (*bench, error) {
 
 // boot starts every lab that the blocks need and sees that it is in order.
 func (b *bench) boot(ctx context.Context) error {
-	colds := slices.ContainsFunc(b.cfg.Scenarios, func(s scenario.Scenario) bool { return s.How == scenario.Cold })
 	for _, i := range b.cfg.Impls {
-		w, err := b.fleet.get(ctx, i, false)
-		if err != nil {
-			return err
-		}
-		if err := b.inspect(ctx, w); err != nil {
-			return fmt.Errorf("lab of %s: %w", i.Name, err)
-		}
-		if colds && i.mesh() {
-			if _, err := b.fleet.get(ctx, i, true); err != nil {
+		uses := b.uses(i)
+		for u := range ofRequests + 1 {
+			if !uses[u] {
+				continue
+			}
+			w, err := b.fleet.get(ctx, i, u)
+			if err != nil {
 				return err
+			}
+			switch u {
+			case ofPods:
+				if err := b.inspect(ctx, w); err != nil {
+					return fmt.Errorf("lab of %s: %w", i.Name, err)
+				}
+			case ofRequests:
+				b.inspectWaypoints(ctx, w)
+			case ofCold, ofTwo:
 			}
 		}
 	}
 	return b.checkIdle(ctx)
+}
+
+// uses are the labs that an implementation needs for its blocks.
+func (b *bench) uses(i Impl) map[use]bool {
+	out := map[use]bool{}
+	for _, block := range b.cfg.Blocks {
+		if s := b.scenarios[block.Scenario]; block.Impl == i.Name && s.How != scenario.Routes {
+			out[useOf(s)] = true
+		}
+	}
+	if !i.mesh() && len(out) > 0 {
+		return map[use]bool{ofPods: true}
+	}
+	return out
 }
 
 // checkIdle says so when labs that nobody loads need CPU: then they disturb
@@ -320,9 +342,11 @@ func (b *bench) carryOut(ctx context.Context, block result.Block, s scenario.Sce
 	switch s.How {
 	case scenario.Held, scenario.Burst:
 		return b.fresh(ctx, impl, s)
+	case scenario.Routes:
+		return b.routes(ctx, impl, s)
 	case scenario.Steady, scenario.Beside, scenario.Cold:
 	}
-	w, err := b.fleet.get(ctx, impl, s.How == scenario.Cold)
+	w, err := b.fleet.get(ctx, impl, useOf(s))
 	if err != nil {
 		return measured{}, err
 	}
@@ -355,9 +379,15 @@ func (b *bench) half(ctx context.Context, s scenario.Scenario) (float64, error) 
 			closed = c
 		}
 	}
-	slowest := 0.0
+	slowest, rate := 0.0, "rt_per_s"
+	if s.Requested() {
+		rate = "req_per_s"
+	}
 	for _, i := range b.cfg.Impls {
-		w, err := b.fleet.get(ctx, i, false)
+		if !i.able(s) {
+			continue
+		}
+		w, err := b.fleet.get(ctx, i, useOf(s))
 		if err != nil {
 			return 0, err
 		}
@@ -365,9 +395,9 @@ func (b *bench) half(ctx context.Context, s scenario.Scenario) (float64, error) 
 		if err != nil {
 			return 0, fmt.Errorf("find the maximum of %s: %w", i.Name, err)
 		}
-		b.tell(fmt.Sprintf("%s does at most %.0f round trips a second", i.Name, m.metrics["rt_per_s"]))
-		if slowest == 0 || m.metrics["rt_per_s"] < slowest {
-			slowest = m.metrics["rt_per_s"]
+		b.tell(fmt.Sprintf("%s does at most %.0f a second of %s", i.Name, m.metrics[rate], closed.Name))
+		if slowest == 0 || m.metrics[rate] < slowest {
+			slowest = m.metrics[rate]
 		}
 	}
 	b.rates[s.Name] = max(1, slowest/2)

@@ -24,6 +24,10 @@
 // What it never does: it chooses no order, drops no round and judges nothing
 // (package stats does), and it touches nothing outside its own labs.
 //
+// Requests have labs of their own, with waypoints between two pods; there the
+// implementations differ in the waypoint alone, and its process alone is charged
+// (TestRequestLabs).
+//
 // Invariants: a lab that goes up comes down, also after an interrupt; a block
 // in which an operation failed has no metrics (TestFailedBlockHasNoMetrics); a
 // figure that could not be measured is absent, not zero (TestFill); one tiny

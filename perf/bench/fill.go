@@ -22,10 +22,13 @@ func fill(metrics map[string]float64, s scenario.Scenario, r load.Report, u used
 	put("cpu_s_per_gb_machine", u.busy.Seconds(), gb)
 	put("rt_per_s", ops, r.Seconds)
 	put("cpu_us_per_rt_machine", micros(u.busy), ops)
+	put("req_per_s", ops, r.Seconds)
+	put("cpu_us_per_req_machine", micros(u.busy), ops)
 	put("conns_per_s", ops, r.Seconds)
 	put("cpu_us_per_conn_machine", micros(u.busy), ops)
 	if mesh {
-		all := u.proxies().CPU
+		all := u.of(s).CPU
+		put("cpu_us_per_req_waypoint", micros(all), ops)
 		source, destination := u.usage[nodeA].CPU, u.usage[nodeB].CPU
 		put("cpu_s_per_gb_proxies", all.Seconds(), gb)
 		put("cpu_s_per_gb_source", source.Seconds(), gb)
@@ -42,7 +45,7 @@ func fill(metrics map[string]float64, s scenario.Scenario, r load.Report, u used
 	}
 	if r.Latency != nil && r.Latency.Count() > 0 {
 		for name, q := range map[string]float64{"p50_us": 0.5, "p99_us": 0.99, "p999_us": 0.999} {
-			for _, kind := range []string{"rtt_", "conn_", "cold_", "handshake_"} {
+			for _, kind := range []string{"rtt_", "req_", "conn_", "cold_", "handshake_"} {
 				put(kind+name, micros(r.Latency.Quantile(q)), 1)
 			}
 		}
@@ -63,7 +66,7 @@ type counts struct {
 
 func (c counts) fill(metrics map[string]float64, s scenario.Scenario, r load.Report) {
 	units := map[string]float64{
-		"_per_mb": float64(r.Bytes) / 1e6, "_per_rt": float64(r.Ops), "_per_conn": float64(r.Ops), "_per_handshake": float64(r.Ops),
+		"_per_mb": float64(r.Bytes) / 1e6, "_per_rt": float64(r.Ops), "_per_req": float64(r.Ops), "_per_conn": float64(r.Ops), "_per_handshake": float64(r.Ops),
 	}
 	allocs, complete := 0.0, true
 	for _, node := range nodes(s) {
@@ -79,6 +82,7 @@ func (c counts) fill(metrics map[string]float64, s scenario.Scenario, r load.Rep
 		if !c.partial {
 			put("syscalls"+unit+"_source", c.calls[nodeA])
 			put("syscalls"+unit+"_destination", c.calls[nodeB])
+			put("syscalls"+unit, c.calls[nodes(s)[0]])
 		}
 		put("switches"+unit, c.switches)
 		if complete {

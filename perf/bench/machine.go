@@ -99,7 +99,7 @@ func aesPath(flags []string) string {
 
 // version names the program that is really running as this lab's proxy: what
 // it says of itself, and the hash of its file.
-func (w *world) version(ctx context.Context) string {
+func (w *world) version(ctx context.Context, place string) string {
 	if !w.proxied() {
 		return "no mesh"
 	}
@@ -111,8 +111,8 @@ func (w *world) version(ctx context.Context) string {
 	if err != nil {
 		return ""
 	}
-	exe := fmt.Sprintf("/proc/%d/exe", pids[nodeA][0])
-	path := account.Program(pids[nodeA][0])
+	exe := fmt.Sprintf("/proc/%d/exe", pids[place][0])
+	path := account.Program(pids[place][0])
 	sum := sha256.New()
 	f, err := os.Open(exe)
 	if err != nil {

@@ -21,7 +21,7 @@ type holding struct {
 // rss is the mean over the proxies, in MiB.
 func (h holding) rss() float64 {
 	sum := 0.0
-	for _, m := range h.proxies {
+	for _, m := range h.proxies { // of a lab without waypoints
 		sum += float64(m.RSS)
 	}
 	return sum / float64(max(1, len(h.proxies))) / (1 << 20)

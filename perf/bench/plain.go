@@ -32,6 +32,12 @@ func PlainPrograms() []string { return []string{envoy, haproxy} }
 
 // able says whether an implementation can carry a scenario out.
 func (i Impl) able(s scenario.Scenario) bool {
+	switch {
+	case len(i.Waypoint) > 0:
+		return s.Requested() // its node proxies are ours
+	case s.Requested():
+		return len(i.Ztunnel) == 0 // a peer's node proxy has our waypoint
+	}
 	// Without tunnels there is no cold one and no handshake.
 	return i.Plain == "" || s.How != scenario.Cold && s.Load.Kind != load.Handshake
 }

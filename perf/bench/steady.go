@@ -21,6 +21,11 @@ import (
 // loads places a scenario's load on the lab's pods.
 func (w *world) loads(s scenario.Scenario) ([]placed, error) {
 	var out []placed
+	if s.Requested() {
+		spec := s.Load
+		spec.Targets = []string{w.serviceAddr(s)}
+		return []placed{{pod: client(0), spec: spec}}, nil
+	}
 	for i := range max(1, s.Pairs) {
 		spec := s.Load
 		from, to := client(i), server(i)
@@ -89,7 +94,7 @@ func (b *bench) steady(ctx context.Context, w *world, block result.Block, s scen
 	}
 	finish() // what comes next is not to be in it
 	used.subtract(rest, report.Seconds)
-	if w.proxied() && used.proxies().CPU == 0 {
+	if w.proxied() && used.of(s).CPU == 0 {
 		return m, errors.New("the proxies used no CPU: the load did not go through them")
 	}
 	m = measured{seconds: report.Seconds, noise: used.noise, metrics: map[string]float64{}}
@@ -161,9 +166,13 @@ type used struct {
 	noise result.Noise
 }
 
-func (u used) proxies() account.Usage {
+// of is the use of the proxies that a scenario is about.
+func (u used) of(s scenario.Scenario) account.Usage {
 	var sum account.Usage
-	for _, p := range u.usage {
+	for place, p := range u.usage {
+		if s.Requested() != (waypointOf(place+"-") != "") || s.Requested() && place != gateway(s.Through.Routes) {
+			continue
+		}
 		sum.CPU += p.CPU
 		sum.Switches += p.Switches
 		sum.ReadCalls += p.ReadCalls
@@ -233,7 +242,7 @@ func (w *world) since(before view) (u used, err error) {
 // observation and therefore not timed.
 func (b *bench) count(ctx context.Context, w *world, s scenario.Scenario, ss sessions, metrics map[string]float64) (err error) {
 	const least = 400 * time.Millisecond
-	heap := newHeap(ctx, w)
+	heap := newHeap(ctx, w, nodes(s))
 	table, err := account.ReadTable()
 	if err != nil {
 		return err
@@ -267,7 +276,9 @@ func (b *bench) count(ctx context.Context, w *world, s scenario.Scenario, ss ses
 	c := counts{calls: map[string]float64{}, allocs: heap.since(ctx)}
 	for node := range pids {
 		u := after[node].Sub(before[node])
-		c.switches += float64(u.Switches)
+		if !s.Requested() || slices.Contains(nodes(s), node) {
+			c.switches += float64(u.Switches)
+		}
 		if n, ok := ended[node]; ok {
 			c.calls[node] = float64(n - began[node])
 		} else {
@@ -338,15 +349,16 @@ func (c counters) close() error {
 // heap counts allocations of proxies that publish them.
 type heap struct {
 	w    *world
+	at   []string           // nodes or gateways
 	base map[string]float64 // after the second scrape
 	cost map[string]float64 // of a scrape itself
 }
 
-func newHeap(ctx context.Context, w *world) heap {
-	w.mallocs(ctx) // the first is dearer than the others
-	first := w.mallocs(ctx)
-	second := w.mallocs(ctx)
-	h := heap{w: w, base: second, cost: map[string]float64{}}
+func newHeap(ctx context.Context, w *world, at []string) heap {
+	w.mallocs(ctx, at) // the first is dearer than the others
+	first := w.mallocs(ctx, at)
+	second := w.mallocs(ctx, at)
+	h := heap{w: w, at: at, base: second, cost: map[string]float64{}}
 	for node, n := range second {
 		h.cost[node] = n - first[node]
 	}
@@ -357,7 +369,7 @@ func newHeap(ctx context.Context, w *world) heap {
 // the last.
 func (h heap) since(ctx context.Context) map[string]float64 {
 	out := map[string]float64{}
-	for node, n := range h.w.mallocs(ctx) {
+	for node, n := range h.w.mallocs(ctx, h.at) {
 		if base, ok := h.base[node]; ok {
 			out[node] = max(0, n-base-h.cost[node])
 		}
@@ -369,9 +381,9 @@ func (h heap) since(ctx context.Context) map[string]float64 {
 // proxy does not tell are left out. The count in /metrics would not do: it lags
 // behind by some thousand, while a heap profile stops the world and collects
 // what each processor has counted.
-func (w *world) mallocs(ctx context.Context) map[string]float64 {
+func (w *world) mallocs(ctx context.Context, at []string) map[string]float64 {
 	out := map[string]float64{}
-	for _, node := range []string{nodeA, nodeB} {
+	for _, node := range at {
 		text, err := w.fetch(ctx, node, "http://127.0.0.1:15000/debug/pprof/allocs?debug=1")
 		if err != nil {
 			continue // no program in Go
@@ -395,8 +407,11 @@ func profileValue(text, name string) (float64, bool) {
 	return 0, false
 }
 
-// nodes of a scenario's proxies: near has one.
+// nodes of a scenario's proxies: near has one. For requests it is the waypoint.
 func nodes(s scenario.Scenario) []string {
+	if s.Requested() {
+		return []string{gateway(s.Through.Routes)}
+	}
 	if s.Near {
 		return []string{nodeA}
 	}

@@ -44,7 +44,7 @@ func (b *bench) inspect(ctx context.Context, w *world) error {
 		return err
 	}
 	name := w.impl.Name
-	b.machine.Versions[name] = w.version(ctx)
+	b.machine.Versions[name] = w.version(ctx, nodeA)
 	if len(w.impl.Env) > 0 {
 		b.machine.Environment[name] = strings.Join(w.impl.Env, " ")
 	}

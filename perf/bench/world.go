@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"text/template"
@@ -90,10 +89,13 @@ type world struct {
 	pid  int // of the sandbox
 	ips  map[string]string
 	via  map[string]string // pod -> address of the plain proxy that leads there
+
+	use      use
+	services map[string]string // name -> address, in a lab with waypoints
 }
 
 func newWorld(l *lab.Lab, i Impl) *world {
-	return &world{lab: l, impl: i, pid: l.PID, ips: map[string]string{}, via: map[string]string{}}
+	return &world{lab: l, impl: i, pid: l.PID, ips: map[string]string{}, via: map[string]string{}, services: map[string]string{}}
 }
 
 func (w *world) name() string { return w.lab.Name }
@@ -127,6 +129,9 @@ func (w *world) populate(ctx context.Context, pods []pod) error {
 		}
 		if missing == "" && w.impl.Plain != "" {
 			return w.interpose(ctx, pods)
+		}
+		if missing == "" && w.use == ofRequests {
+			return w.interposeWaypoints(ctx)
 		}
 		if missing == "" {
 			return nil
@@ -175,9 +180,10 @@ func ztunnel(node string) lab.Target {
 	return lab.Target{Namespace: "istio-system", Name: "ztunnel-" + node}
 }
 
-// proxies are the processes of a node's proxy, as the host sees them. They are
-// looked for before every block: one that crashed has another number.
-type proxies map[string][]int // node -> process ids
+// proxies are the processes of a node's proxy or a waypoint, as the host sees
+// them. They are looked for before every block: one that crashed has another
+// number.
+type proxies map[string][]int // node or gateway -> process ids
 
 func (w *world) proxies(table account.Table) (proxies, error) {
 	if !w.proxied() {
@@ -189,38 +195,35 @@ func (w *world) proxies(table account.Table) (proxies, error) {
 		if err != nil {
 			continue // ended, or not a component's
 		}
-		node, ok := strings.CutPrefix(env["POD_NAME"], "ztunnel-")
-		// Commands of ours may run in the proxy's pod.
-		if ok && filepath.Base(account.Program(pid)) != "marrow" {
-			out[node] = append(out[node], pid)
+		place, ok := strings.CutPrefix(env["POD_NAME"], "ztunnel-")
+		if !ok {
+			place = waypointOf(podOf(pid, env))
+		}
+		if place != "" && !besideProxy(pid) {
+			out[place] = append(out[place], pid)
 		}
 	}
-	for _, node := range []string{nodeA, nodeB} {
-		if len(out[node]) == 0 {
-			return nil, fmt.Errorf("no proxy runs on %s; see its log: %s", node, w.lastWords(node))
-		}
-	}
-	return out, nil
+	return out, w.missing(out)
 }
 
-func (w *world) lastWords(node string) string {
+func (w *world) lastWords(place string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	var b bytes.Buffer
-	if err := w.lab.Logs(ctx, &b, ztunnel(node), false, 3); err != nil {
+	if err := w.lab.Logs(ctx, &b, w.pod(ctx, place), false, 3); err != nil {
 		return err.Error()
 	}
 	return strings.TrimSpace(b.String())
 }
 
 // fetch asks one of the proxy's own HTTP ports, from inside its pod.
-func (w *world) fetch(ctx context.Context, node, url string) (string, error) {
-	return w.fetchWithin(ctx, node, url, 5*time.Second)
+func (w *world) fetch(ctx context.Context, place, url string) (string, error) {
+	return w.fetchWithin(ctx, place, url, 5*time.Second)
 }
 
 // fetchWithin is fetch for what takes its time.
-func (w *world) fetchWithin(ctx context.Context, node, url string, limit time.Duration) (string, error) {
-	out, err := w.lab.Run(ctx, ztunnel(node), "marrow", "perf-load", "fetch", "--timeout", limit.String(), url)
+func (w *world) fetchWithin(ctx context.Context, place, url string, limit time.Duration) (string, error) {
+	out, err := w.lab.Run(ctx, w.pod(ctx, place), "marrow", "perf-load", "fetch", "--timeout", limit.String(), url)
 	if err != nil {
 		return "", err
 	}

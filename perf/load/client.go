@@ -103,6 +103,8 @@ func newWorker(ctx context.Context, s Spec) (worker, error) {
 		return newSlow(ctx, s)
 	case Handshake:
 		return newHandshaking(s)
+	case Requests, RequestsOpen:
+		return newRequesting(ctx, s)
 	}
 	return nil, fmt.Errorf("load kind %q is not known", s.Kind)
 }

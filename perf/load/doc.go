@@ -3,7 +3,8 @@
 // one kind and is told phase by phase what to do.
 //
 // What it does: bulk streams in both directions, round trips in a closed and an
-// open loop, new connections, idle connections, slow readers, TLS handshakes.
+// open loop, requests by HTTP/1.1, HTTP/2 and gRPC in both, new connections, idle
+// connections, slow readers, TLS handshakes.
 // A phase begins when the last one is over and ends only when every byte has
 // arrived and every answer is there, so that what the kernel has accounted
 // between two phases is the whole work of the phase and nothing else.
@@ -16,7 +17,8 @@
 //
 // Invariants: bytes reported are bytes that arrived (TestBulk); a stalled
 // server shows in open-loop latency (TestOpenLoopCountsFromIntended); a phase
-// that cannot end is an error, not a hang (TestPhaseEnds).
+// that cannot end is an error, not a hang (TestPhaseEnds); a request counts only
+// if its answer is whole and the right one (TestWrongAnswers).
 //
 // Neighbours: perf/bench drives it through package marrow's hidden command
 // perf-load; perf/latency counts.

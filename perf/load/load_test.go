@@ -265,3 +265,75 @@ func TestCounters(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 }
+
+// TestRequests asks more than any window holds.
+func TestRequests(t *testing.T) {
+	addr := server(t)
+	for _, p := range []Protocol{HTTP1, HTTP2, GRPC} {
+		s := Spec{Kind: Requests, Protocol: p, Path: "/item", Targets: []string{addr}, Conns: 2}
+		for _, r := range phases(t, s, 0.3, 0.05) {
+			if r.Ops == 0 || r.Errors != 0 || r.Latency.Count() != r.Ops || r.Bytes%r.Ops != 0 {
+				t.Errorf("%s: %+v", p, r)
+			}
+		}
+		s.Kind, s.Rate = RequestsOpen, 500
+		for _, r := range phases(t, s, 0.1) {
+			if r.Ops != 50 || r.Late.Count() != 50 {
+				t.Errorf("%s at a rate: %d requests", p, r.Ops)
+			}
+		}
+	}
+}
+
+// TestWrongAnswers: nothing but the whole right answer counts.
+func TestWrongAnswers(t *testing.T) {
+	body := strings.Repeat("x", answerSize)
+	ok := "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+	frame := func(kind, flags byte, payload string) string {
+		return string(appendFrame(nil, kind, flags, 1, []byte(payload)))
+	}
+	for name, c := range map[string]struct {
+		protocol Protocol
+		answer   string
+		good     bool
+	}{
+		"right":          {HTTP1, ok + body, true},
+		"refused":        {HTTP1, "HTTP/1.1 403 Forbidden\r\nContent-Length: 1000\r\n\r\n" + body, false},
+		"short":          {HTTP1, ok + body[1:], false},
+		"long":           {HTTP1, ok + body + "x", false},
+		"no length":      {HTTP1, "HTTP/1.1 200 OK\r\n\r\n" + body, false},
+		"other length":   {HTTP1, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nxxx", false},
+		"frames":         {HTTP2, frame(frameHeaders, flagEndHeaders, "\x88") + frame(frameData, flagEnd, body), true},
+		"other status":   {HTTP2, frame(frameHeaders, flagEndHeaders, "\x8d") + frame(frameData, flagEnd, body), false},
+		"few bytes":      {HTTP2, frame(frameHeaders, flagEndHeaders, "\x88") + frame(frameData, flagEnd, "x"), false},
+		"reset":          {HTTP2, frame(frameHeaders, flagEndHeaders, "\x88") + frame(frameReset, 0, "\x00\x00\x00\x08"), false},
+		"trailers only":  {GRPC, frame(frameHeaders, flagEndHeaders|flagEnd, "\x88"), false},
+		"with a message": {GRPC, frame(frameHeaders, flagEndHeaders, "\x88") + frame(frameData, 0, string(grpcMessage())) + frame(frameHeaders, flagEndHeaders|flagEnd, ""), true},
+	} {
+		a, b := net.Pipe()
+		go func() {
+			buf := make([]byte, 4096)
+			for n := 0; n < 60 && c.protocol != HTTP1 || n == 0; {
+				k, err := b.Read(buf)
+				if err != nil {
+					break
+				}
+				n += k
+			}
+			go func() { _, _ = b.Write([]byte(c.answer)); _ = b.Close() }()
+			for {
+				if _, err := b.Read(buf); err != nil {
+					return
+				}
+			}
+		}()
+		asker, err := newAsker(a, Spec{Protocol: c.protocol, Targets: []string{"host:80"}})
+		if err == nil {
+			err = asker.ask()
+		}
+		if (err == nil) != c.good {
+			t.Errorf("%s: %v", name, err)
+		}
+		_ = a.Close()
+	}
+}

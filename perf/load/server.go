@@ -19,6 +19,8 @@ const (
 	modeOne      = 'c' // this byte is the message
 	modeHold     = 'i'
 	modeSlowSink = 's'
+	modeGet      = 'G' // a request line
+	modePreface  = 'P' // of HTTP/2
 )
 
 // Serve answers every kind of load on a listener until ctx ends. It takes the
@@ -72,6 +74,8 @@ func serve(ctx context.Context, c net.Conn) {
 	case modeSlowSink:
 		_, _ = c.Write(mode[:])
 		trickle(ctx, c)
+	case modeGet, modePreface:
+		serveHTTP(c, mode[0])
 	}
 }
 

@@ -23,6 +23,9 @@ const (
 	Idle      Kind = "idle"      // connections that do nothing
 	Slow      Kind = "slow"      // readers that hardly read, half of them at each end
 	Handshake Kind = "handshake" // TLS handshakes with a client certificate
+
+	Requests     Kind = "requests"      // each connection asks by HTTP when the last answer is there
+	RequestsOpen Kind = "requests-open" // requests at a fixed rate, each on a connection that is free
 )
 
 // Spec is one client's load.
@@ -33,13 +36,16 @@ type Spec struct {
 	Conns int `json:"conns"`
 	// Size of a message of Closed and Open, in bytes.
 	Size int `json:"size,omitempty"`
-	// Rate per second over all connections: requests of Open, bytes of BulkUp
+	// Rate per second over all connections: requests of Open and RequestsOpen, bytes of BulkUp
 	// and BulkDown (0 = as fast as it goes).
 	Rate float64 `json:"rate,omitempty"`
 	// Gap is Cold's pause after each turn.
 	Gap time.Duration `json:"gap,omitempty"`
 	// TLS is Handshake's client certificate.
 	TLS *TLS `json:"tls,omitempty"`
+	// Protocol and Path of requests.
+	Protocol Protocol `json:"protocol,omitempty"`
+	Path     string   `json:"path,omitempty"`
 }
 
 // TLS is what a client needs for HBONE's handshake, as PEM.
@@ -51,7 +57,7 @@ type TLS struct {
 // Check refuses a load that makes no sense.
 func (s Spec) Check() error {
 	var errs []error
-	kinds := []Kind{BulkUp, BulkDown, Closed, Open, Connect, Cold, Idle, Slow, Handshake}
+	kinds := []Kind{BulkUp, BulkDown, Closed, Open, Connect, Cold, Idle, Slow, Handshake, Requests, RequestsOpen}
 	if !slices.Contains(kinds, s.Kind) {
 		errs = append(errs, fmt.Errorf("load kind %q: must be one of %v", s.Kind, kinds))
 	}
@@ -64,7 +70,14 @@ func (s Spec) Check() error {
 	if (s.Kind == Closed || s.Kind == Open) && (s.Size < 1 || s.Size > maxMessage) {
 		errs = append(errs, fmt.Errorf("load size %d: must be 1 to %d bytes", s.Size, maxMessage))
 	}
-	if s.Kind == Open && s.Rate <= 0 {
+	if asks := s.Kind == Requests || s.Kind == RequestsOpen; asks && !slices.Contains([]Protocol{HTTP1, HTTP2, GRPC}, s.Protocol) {
+		errs = append(errs, fmt.Errorf("load protocol %q: must be %s, %s or %s", s.Protocol, HTTP1, HTTP2, GRPC))
+	}
+	const longest = 120 // as a header field that needs no second byte for its length
+	if len(s.Path) > longest || s.Path != "" && s.Path[0] != '/' {
+		errs = append(errs, fmt.Errorf("load path %q: must begin with / and have at most %d bytes", s.Path, longest))
+	}
+	if (s.Kind == Open || s.Kind == RequestsOpen) && s.Rate <= 0 {
 		errs = append(errs, fmt.Errorf("load rate %v: an open loop needs one", s.Rate))
 	}
 	if s.Kind == Handshake && s.TLS == nil {

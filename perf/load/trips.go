@@ -116,14 +116,27 @@ func (w *open) phase(ctx context.Context, d time.Duration) (Report, error) {
 	return sum, errors.Join(errs...)
 }
 
-// pace sends the questions. It has a thread of its own and sleeps in the
-// kernel: Go's timers may be a millisecond late.
+// pace sends the questions.
 func (w *open) pace(ctx context.Context, began time.Time, step time.Duration, total int, readers []*reader, late *latency.Histogram) error {
+	message := make([]byte, w.spec.Size)
+	return onTime(ctx, began, step, total, func(i int, due time.Time) error {
+		k := i % len(w.set)
+		late.Record(time.Since(due))
+		readers[k].due <- due
+		if _, err := w.set[k].Write(message); err != nil {
+			return fmt.Errorf("send request %d: %w", i, err)
+		}
+		return nil
+	})
+}
+
+// onTime calls each, total times, when it is due. It has a thread of its own
+// and sleeps in the kernel: Go's timers may be a millisecond late.
+func onTime(ctx context.Context, began time.Time, step time.Duration, total int, each func(i int, due time.Time) error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	const setTimerSlack = 29 // PR_SET_TIMERSLACK, in nanoseconds
 	_, _, _ = syscall.RawSyscall(syscall.SYS_PRCTL, setTimerSlack, 1, 0)
-	message := make([]byte, w.spec.Size)
 	for i := range total {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -133,11 +146,8 @@ func (w *open) pace(ctx context.Context, began time.Time, step time.Duration, to
 			ts := syscall.NsecToTimespec(int64(wait))
 			_ = syscall.Nanosleep(&ts, nil) // woken early: it sleeps again
 		}
-		k := i % len(w.set)
-		late.Record(time.Since(due))
-		readers[k].due <- due
-		if _, err := w.set[k].Write(message); err != nil {
-			return fmt.Errorf("send request %d: %w", i, err)
+		if err := each(i, due); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -12,7 +12,7 @@ const (
 type Scenario struct {
 	Name  string `json:"name"`  // as in --scenario, e.g. "bulk-1-up"
 	Title string `json:"title"` // one line for the report
-	Goal  string `json:"goal"`  // P1 to P8, or empty
+	Goal  string `json:"goal"`  // P1 to P12, or empty
 	// Metrics are the rows that this scenario gives.
 	Metrics []Metric `json:"metrics"`
 	// Quick scenarios are in the set that ends within five minutes.
@@ -29,7 +29,7 @@ type Metric struct {
 	Scenario string `json:"scenario"`
 	Name     string `json:"name"` // e.g. "cpu_s_per_gb_proxies"
 	Unit     string `json:"unit"` // e.g. "CPU-s/GB"
-	Goal     string `json:"goal"` // P1 to P8, or empty: shown, not judged
+	Goal     string `json:"goal"` // P1 to P12, or empty: shown, not judged
 	// HigherIsBetter is true of rates.
 	HigherIsBetter bool `json:"higher_is_better"`
 	// Direct: the figure exists without a mesh too.

@@ -3,6 +3,7 @@ package scenario
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,8 @@ const (
 	Held
 	// Burst: memory of a fresh lab's proxies some time after a burst.
 	Burst
+	// Routes: memory of a fresh lab's waypoints.
+	Routes
 )
 
 // Scenario is one row of the table.
@@ -44,8 +47,10 @@ type Scenario struct {
 	// Warm and Measure are the load before and in the measured part; for Burst
 	// Measure is the burst.
 	Warm, Measure time.Duration
-	// Wait is Burst's and Held's rest before memory is read.
+	// Wait is the rest before memory is read.
 	Wait time.Duration
+	// Through is the waypoint of requests.
+	Through Through
 }
 
 // Rounds of a set.
@@ -83,7 +88,7 @@ func (s Scenario) duration() time.Duration {
 		return s.Warm + s.Measure + Overhead + s.Load.Gap + time.Second
 	case Beside:
 		return s.Warm + 2*s.Measure + 2*Overhead
-	case Held, Burst:
+	case Held, Burst, Routes:
 		return boot + s.Warm + s.Measure + s.Wait + 2*time.Second
 	}
 	return s.Measure
@@ -108,6 +113,7 @@ func All() []Scenario {
 	all = append(all, trips()...)
 	all = append(all, connections()...)
 	all = append(all, memory()...)
+	all = append(all, requests()...)
 	for i := range all {
 		s := &all[i]
 		for j := range s.Metrics {
@@ -116,6 +122,14 @@ func All() []Scenario {
 		s.Seconds = s.duration().Seconds()
 	}
 	return all
+}
+
+// Full is the set of connections: what node proxies are measured by.
+func Full() []Scenario { return slices.DeleteFunc(All(), Scenario.Requested) }
+
+// Requests is the set of requests: what waypoints are measured by.
+func Requests() []Scenario {
+	return slices.DeleteFunc(All(), func(s Scenario) bool { return !s.Requested() })
 }
 
 // Quick is the set that ends within five minutes: shorter blocks of the

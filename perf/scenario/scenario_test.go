@@ -52,7 +52,7 @@ func TestGoalsAreMeasured(t *testing.T) {
 			goals[m.Goal]++
 		}
 	}
-	for _, g := range []string{"P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8"} {
+	for _, g := range []string{"P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "P11", "P12"} {
 		if goals[g] == 0 {
 			t.Errorf("goal %s is in no row", g)
 		}
@@ -66,7 +66,7 @@ func TestSetsEndInTime(t *testing.T) {
 		all    []scenario.Scenario
 		rounds int
 		limit  time.Duration
-	}{{"quick", scenario.Quick(), scenario.QuickRounds, 5 * time.Minute}, {"full", scenario.All(), scenario.FullRounds, 40 * time.Minute}} {
+	}{{"quick", scenario.Quick(), scenario.QuickRounds, 5 * time.Minute}, {"full", scenario.Full(), scenario.FullRounds, 40 * time.Minute}, {"requests", scenario.Requests(), scenario.FullRounds, 12 * time.Minute}} {
 		const boot = 25 * time.Second // of the three labs
 		sum := boot.Seconds()
 		for _, s := range set.all {

@@ -32,6 +32,7 @@ of work costs. --quick ends within five minutes, the full set within forty.
 
   marrow perf run --quick --out build/perf
   marrow perf run --peer istio=/path/to/ztunnel --out build/perf
+  marrow perf run --scenario 'wp-*' --waypoint envoy='marrow envoy-waypoint --envoy /path/to/envoy'
   marrow perf run --scenario 'bulk-*' --peer std='env MARROW_TLS_RECORDS=std bin/ztunnel'
   marrow perf compare before/results.json build/perf/results.json`,
 		RunE: func(c *cobra.Command, _ []string) error { return p.run(c) },
@@ -43,6 +44,7 @@ of work costs. --quick ends within five minutes, the full set within forty.
 	f.DurationVar(&p.cfg.Block, "block", 0, "length of the measured part of each block; 0: as the set has it")
 	f.StringSliceVar(&p.cfg.Impls, "impl", nil, "only these implementations: direct, marrow, a peer's name")
 	f.StringArrayVar(&p.cfg.Peers, "peer", nil, "NAME=COMMAND of another ztunnel (repeatable)")
+	f.StringArrayVar(&p.cfg.Waypoints, "waypoint", nil, "NAME=COMMAND of another waypoint, for the scenarios with requests (repeatable)")
 	f.StringArrayVar(&p.cfg.Plain, "plain", nil, "envoy or haproxy, or NAME=PATH: forward TCP on both nodes in clear text, without a mesh (repeatable)")
 	f.StringArrayVar(&p.cfg.PeerEnv, "peer-ztunnel-config", nil, "NAME=value for the peers' proxies (repeatable)")
 	f.StringArrayVar(&p.cfg.MarrowEnv, "marrow-ztunnel-config", nil, "NAME=value for marrow's proxies (repeatable)")

@@ -25,13 +25,14 @@ import (
 
 // Config is what the command line asks for.
 type Config struct {
-	Quick    bool
-	Scenario string        // patterns, comma-separated; empty = all of the set
-	Rounds   int           // 0 = the set's
-	Block    time.Duration // of the measured part; 0 = the table's
-	Impls    []string      // empty = direct, marrow and all peers
-	Peers    []string      // name=command of a ztunnel
-	Plain    []string      // program[=command] that forwards TCP without a mesh
+	Quick     bool
+	Scenario  string        // patterns, comma-separated; empty = all of the set
+	Rounds    int           // 0 = the set's
+	Block     time.Duration // of the measured part; 0 = the table's
+	Impls     []string      // empty = direct, marrow and all peers
+	Peers     []string      // name=command of a ztunnel
+	Plain     []string      // program[=command] that forwards TCP without a mesh
+	Waypoints []string      // name=command of a waypoint
 	// PeerEnv and MarrowEnv are added to the proxies' environment, NAME=value.
 	PeerEnv, MarrowEnv []string
 	Out                string // directory of the report; empty = none
@@ -63,8 +64,11 @@ func (c Config) plan(now time.Time) (plan, error) {
 	if p.seed == 0 {
 		p.seed = uint64(now.UnixNano())
 	}
-	all, rounds := scenario.All(), scenario.FullRounds
-	if c.Quick {
+	all, rounds := scenario.Full(), scenario.FullRounds
+	switch {
+	case len(c.Waypoints) > 0:
+		all = scenario.Requests()
+	case c.Quick:
 		all, rounds = scenario.Quick(), scenario.QuickRounds
 	}
 	if p.rounds == 0 {
@@ -76,7 +80,7 @@ func (c Config) plan(now time.Time) (plan, error) {
 	p.scenarios = all
 	if c.Scenario != "" {
 		var err error
-		if p.scenarios, err = scenario.Match(all, c.Scenario); err != nil {
+		if p.scenarios, err = scenario.Match(named(all, c.Quick), c.Scenario); err != nil {
 			return p, usageError{err}
 		}
 	}
@@ -95,6 +99,13 @@ func (c Config) plan(now time.Time) (plan, error) {
 			return p, usageError{err}
 		}
 		impls = append(impls, peer)
+	}
+	for _, text := range c.Waypoints {
+		peer, err := parsePeer(text, nil)
+		if err != nil {
+			return p, usageError{err}
+		}
+		impls = append(impls, bench.Impl{Name: peer.Name, Waypoint: peer.Ztunnel})
 	}
 	for _, text := range c.Plain {
 		plain, err := parsePlain(text)
@@ -118,11 +129,19 @@ func (c Config) plan(now time.Time) (plan, error) {
 	for _, name := range c.Impls {
 		i := slices.IndexFunc(impls, func(i bench.Impl) bool { return i.Name == name })
 		if i < 0 {
-			return p, usageError{fmt.Errorf("--impl %q: is neither %s, %s nor a --peer", name, result.Direct, result.Marrow)}
+			return p, usageError{fmt.Errorf("--impl %q: is neither %s, %s nor a --peer or --waypoint", name, result.Direct, result.Marrow)}
 		}
 		p.impls = append(p.impls, impls[i])
 	}
 	return p, nil
+}
+
+// named is what --scenario chooses from: everything, but the quick blocks of the quick set.
+func named(set []scenario.Scenario, quick bool) []scenario.Scenario {
+	if quick {
+		return set
+	}
+	return scenario.All()
 }
 
 // parsePeer reads name=command.
@@ -130,7 +149,7 @@ func parsePeer(text string, env []string) (bench.Impl, error) {
 	name, line, ok := strings.Cut(text, "=")
 	words, err := lab.SplitWords(line)
 	if err != nil || !ok || name == "" || len(words) == 0 || name == result.Direct || name == result.Marrow {
-		return bench.Impl{}, fmt.Errorf("--peer %q: must be name=command, and the name another than %s and %s: %w",
+		return bench.Impl{}, fmt.Errorf("peer %q: must be name=command, and the name another than %s and %s: %w",
 			text, result.Direct, result.Marrow, errors.Join(err, errNoPeer))
 	}
 	// A relative path is the caller's, not the pod's; the program may stand
@@ -163,7 +182,7 @@ func parsePlain(text string) (bench.Impl, error) {
 	return bench.Impl{Name: name + "-plain", Plain: name, Ztunnel: []string{path}}, nil
 }
 
-var errNoPeer = errors.New("the command is that of a ztunnel, which runs on both nodes")
+var errNoPeer = errors.New("the command is that of a ztunnel, which runs on both nodes, or of a waypoint")
 
 // Run measures and reports. Tables go to out, progress to tell.
 func Run(ctx context.Context, c Config, out, tell io.Writer) error {
