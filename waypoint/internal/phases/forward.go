@@ -206,7 +206,7 @@ func (w *forwarding) try(n int) (*attempt, error) {
 		return a, w.failed(err, a.ctx)
 	}
 	w.tried, w.facts.host = append(w.tried, a.host), a.host
-	if a.end, err = w.cluster.Begin(a.host); err != nil {
+	if a.end, err = w.cluster.Begin(a.ctx, a.host, w.r.ProtoMajor); err != nil {
 		return a, w.failed(err, a.ctx)
 	}
 	req, err := w.request(a, n)
@@ -218,7 +218,7 @@ func (w *forwarding) try(n int) (*attempt, error) {
 		a.timer = time.AfterFunc(r.PerTry, func() { cancel(errTry) })
 	}
 	began := time.Now()
-	a.resp, err = w.cluster.Transport(a.host, w.r.ProtoMajor).RoundTrip(req) //nolint:bodyclose // finish closes it
+	a.resp, err = w.cluster.Transport(a.host, w.via(req.Host)).RoundTrip(req) //nolint:bodyclose // finish closes it
 	if err != nil {
 		if w.r.Context().Err() == nil {
 			w.cluster.Report(a.host, upstream.LocalErr)
@@ -228,6 +228,11 @@ func (w *forwarding) try(n int) (*attempt, error) {
 	w.facts.service = time.Since(began)
 	w.cluster.Report(a.host, upstream.ResultOf(a.resp.StatusCode))
 	return a, nil
+}
+
+// via is what the connection to the upstream depends on beside the endpoint.
+func (x *exchange) via(authority string) upstream.Via {
+	return upstream.Via{Major: x.r.ProtoMajor, Authority: authority, Source: x.session.Source, Destination: x.session.Destination}
 }
 
 // request makes what is sent to the upstream.

@@ -35,10 +35,11 @@ func (w *forwarding) mirror() {
 		if m.Suffix {
 			host += "-shadow"
 		}
-		q := w.q.Query
+		q, via := w.q.Query, w.via(host)
+		via.Major = 1
 		ok := w.h.cfg.Group.Go("mirror", func(ctx context.Context) error {
 			defer w.h.mirrors.Add(-1)
-			w.h.copyTo(ctx, c, &http.Request{Method: w.r.Method, Host: host, Header: h, URL: &url.URL{Scheme: "http", Opaque: path, RawQuery: q}})
+			w.h.copyTo(ctx, c, via, &http.Request{Method: w.r.Method, Host: host, Header: h, URL: &url.URL{Scheme: "http", Opaque: path, RawQuery: q}})
 			return nil
 		})
 		if !ok {
@@ -48,20 +49,20 @@ func (w *forwarding) mirror() {
 }
 
 // copyTo sends a copy; whatever becomes of it is nobody's concern.
-func (h *Handler) copyTo(ctx context.Context, c *upstream.Cluster, req *http.Request) {
+func (h *Handler) copyTo(ctx context.Context, c *upstream.Cluster, via upstream.Via, req *http.Request) {
 	ctx, cancel := context.WithTimeout(ctx, mirrorTimeout)
 	defer cancel()
 	host, err := c.Pick(upstream.Choice{Rand: h.cfg.Rand})
 	if err != nil {
 		return
 	}
-	end, err := c.Begin(host)
+	end, err := c.Begin(ctx, host, via.Major)
 	if err != nil {
 		return
 	}
 	defer end()
 	req.URL.Host = host.Addr.String()
-	resp, err := c.Transport(host, 1).RoundTrip(req.WithContext(ctx))
+	resp, err := c.Transport(host, via).RoundTrip(req.WithContext(ctx))
 	if err != nil {
 		return
 	}

@@ -123,11 +123,11 @@ func (f *flow) connect(ctx context.Context) (upstream.Conn, func(), error) {
 	if err != nil {
 		return nil, nil, &failure{status: http.StatusServiceUnavailable, flag: "UH", detail: "no_healthy_upstream", err: err}
 	}
-	end, err := f.cluster.Begin(f.host)
+	end, err := f.cluster.BeginConn(f.host)
 	if err != nil {
 		return nil, nil, &failure{status: http.StatusServiceUnavailable, flag: "UO", detail: "overflow", err: err}
 	}
-	up, err := f.cluster.Dial(ctx, f.host, f.session.Baggage)
+	up, err := f.cluster.Dial(ctx, f.host, f.session.Baggage, upstream.Via{Source: f.session.Source, Destination: f.session.Destination})
 	if err != nil {
 		end()
 		f.cluster.Report(f.host, upstream.LocalErr)

@@ -20,6 +20,15 @@ const HBONEPort = 15008
 type Assignment struct {
 	Name      string
 	Endpoints []Endpoint
+	Groups    []Group // the localities; an endpoint names its own
+	// Overprovision is the percentage by which the healthy share of a priority or locality is counted up before load moves away from it.
+	Overprovision uint32 // 0 = default
+}
+
+// Group is a locality in one priority.
+type Group struct {
+	Region, Zone, Subzone string
+	Weight                uint32 // 0 = none was given
 }
 
 // Endpoint is one place where a cluster's requests can go. It is comparable: two equal ones are the same endpoint.
@@ -31,6 +40,7 @@ type Endpoint struct {
 	Healthy  bool
 	Weight   uint32
 	Priority uint32
+	Group    int // in the assignment's groups
 }
 
 // Workload describes an endpoint or a client for telemetry.
@@ -55,7 +65,22 @@ func CompileAssignment(p *endpointv3.ClusterLoadAssignment) (*Assignment, error)
 	if err := strict.Only(p, "cluster_name", "endpoints", "policy"); err != nil {
 		return nil, fmt.Errorf("endpoints of %q: %w", a.Name, err)
 	}
+	pol := p.GetPolicy()
+	if err := strict.Only(pol, "overprovisioning_factor", "drop_overloads"); err != nil {
+		return nil, fmt.Errorf("endpoints of %q: policy: %w", a.Name, err)
+	}
+	if len(pol.GetDropOverloads()) > 0 {
+		return nil, fmt.Errorf("endpoints of %q: policy.drop_overloads: %w", a.Name, strict.ErrUnsupported)
+	}
+	a.Overprovision = pol.GetOverprovisioningFactor().GetValue()
 	for _, group := range p.GetEndpoints() {
+		if err := strict.Only(group, "locality", "lb_endpoints", "load_balancing_weight", "priority", "metadata"); err != nil {
+			return nil, fmt.Errorf("endpoints of %q: %w", a.Name, err)
+		}
+		l := group.GetLocality()
+		a.Groups = append(a.Groups, Group{
+			Region: l.GetRegion(), Zone: l.GetZone(), Subzone: l.GetSubZone(), Weight: group.GetLoadBalancingWeight().GetValue(),
+		})
 		for _, e := range group.GetLbEndpoints() {
 			out, skip, err := compileEndpoint(e)
 			if err != nil {
@@ -64,7 +89,7 @@ func CompileAssignment(p *endpointv3.ClusterLoadAssignment) (*Assignment, error)
 			if skip {
 				continue
 			}
-			out.Priority = group.GetPriority()
+			out.Priority, out.Group = group.GetPriority(), len(a.Groups)-1
 			a.Endpoints = append(a.Endpoints, out)
 		}
 	}

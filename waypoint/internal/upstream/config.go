@@ -3,6 +3,7 @@ package upstream
 import (
 	"fmt"
 	"math"
+	"net"
 	"strings"
 	"time"
 
@@ -28,8 +29,19 @@ type Config struct {
 	Limits         Limits
 	Outlier        *Outlier // nil = off
 	Panic          float64  // below this share of healthy endpoints, in percent, all are used; 0 = never
-	IdleTimeout    time.Duration
+	Conns          Conns
 	Static         *Assignment // of a static cluster
+}
+
+// Conns is how connections are kept.
+type Conns struct {
+	Idle        time.Duration
+	MaxAge      time.Duration       // no request begins on an older one; 0 = none
+	MaxRequests uint32              // no connection carries more; 0 = none
+	MaxStreams  uint32              // HTTP/2 requests at a time on one; 0 = what the server allows
+	Ping        time.Duration       // how long an HTTP/2 connection is silent before it is asked for life; 0 = never
+	PingWait    time.Duration       // for the answer
+	KeepAlive   net.KeepAliveConfig // of TCP; not enabled = the dialler's
 }
 
 // Kind says where a cluster's endpoints come from.
@@ -44,17 +56,6 @@ const (
 	KindPlumbing             // how Envoy's listeners are joined; nothing is ever sent there
 )
 
-// Balancer chooses among healthy endpoints.
-type Balancer uint8
-
-// The balancers.
-const (
-	LeastRequest Balancer = iota
-	RoundRobin
-	Random
-	Hash
-)
-
 // Protocol is what HTTP is spoken to the endpoints.
 type Protocol uint8
 
@@ -67,19 +68,6 @@ const (
 
 // Service names the service behind a cluster, for telemetry.
 type Service struct{ Host, Name, Namespace string }
-
-// Limits are the circuit breakers.
-type Limits struct{ Connections, Pending, Requests, Retries uint32 }
-
-// Outlier takes endpoints out of rotation by what they answer.
-type Outlier struct {
-	Consecutive5xx     uint32 // 0 = off
-	ConsecutiveGateway uint32 // 0 = off
-	ConsecutiveLocal   uint32 // 0 = off; used when Split is set
-	Split              bool
-	Base, Max          time.Duration
-	MaxPercent         uint32
-}
 
 const (
 	defaultConnectTimeout = 5 * time.Second
@@ -98,7 +86,7 @@ func Compile(p *clusterv3.Cluster) (*Config, error) {
 }
 
 func compile(p *clusterv3.Cluster) (*Config, error) {
-	c := &Config{Name: p.GetName(), ConnectTimeout: defaultConnectTimeout, IdleTimeout: defaultIdle, Limits: defaultLimits(), Panic: 50}
+	c := &Config{Name: p.GetName(), ConnectTimeout: defaultConnectTimeout, Conns: Conns{Idle: defaultIdle}, Limits: defaultLimits(), Panic: 50}
 	if c.Name == "" {
 		return nil, fmt.Errorf("has no name")
 	}
@@ -137,10 +125,15 @@ func compile(p *clusterv3.Cluster) (*Config, error) {
 			return nil, err
 		}
 	}
-	c.compileLimits(p.GetCircuitBreakers())
-	c.Outlier = compileOutlier(p.GetOutlierDetection())
-	if t := p.GetCommonLbConfig().GetHealthyPanicThreshold(); t != nil {
-		c.Panic = t.GetValue()
+	if err := c.compileLimits(p.GetCircuitBreakers()); err != nil {
+		return nil, fmt.Errorf("circuit_breakers: %w", err)
+	}
+	var err error
+	if c.Outlier, err = compileOutlier(p.GetOutlierDetection()); err != nil {
+		return nil, fmt.Errorf("outlier_detection: %w", err)
+	}
+	if err := c.compileKeepAlive(p.GetUpstreamConnectionOptions()); err != nil {
+		return nil, fmt.Errorf("upstream_connection_options: %w", err)
 	}
 	c.compileMetadata(p.GetMetadata())
 	return c, nil
@@ -190,26 +183,6 @@ func (c *Config) compileKind(p *clusterv3.Cluster) error {
 	return nil
 }
 
-func (c *Config) compileBalancer(p *clusterv3.Cluster) error {
-	switch p.GetLbPolicy() {
-	case clusterv3.Cluster_LEAST_REQUEST:
-		c.Balancer = LeastRequest
-	case clusterv3.Cluster_ROUND_ROBIN:
-		c.Balancer = RoundRobin
-	case clusterv3.Cluster_RANDOM:
-		c.Balancer = Random
-	case clusterv3.Cluster_RING_HASH, clusterv3.Cluster_MAGLEV:
-		c.Balancer = Hash
-	case clusterv3.Cluster_CLUSTER_PROVIDED:
-		if c.Kind != KindDialled {
-			return fmt.Errorf("lb_policy CLUSTER_PROVIDED for a cluster of type %v: %w", p.GetType(), strict.ErrUnsupported)
-		}
-	default:
-		return fmt.Errorf("lb_policy %v: %w", p.GetLbPolicy(), strict.ErrUnsupported)
-	}
-	return nil
-}
-
 // checkTransport accepts plaintext, which internal endpoints carry inside their tunnel. Anything else would change what is promised
 // about the connection, so it is refused.
 func checkTransport(p *corev3.TransportSocket) error {
@@ -231,78 +204,58 @@ func (c *Config) compileHTTP(o *httpv3.HttpProtocolOptions) error {
 	if err := strict.Only(o, "common_http_protocol_options", "explicit_http_config", "use_downstream_protocol_config"); err != nil {
 		return err
 	}
-	if t := o.GetCommonHttpProtocolOptions().GetIdleTimeout(); t != nil {
-		c.IdleTimeout = t.AsDuration()
+	common := o.GetCommonHttpProtocolOptions()
+	if err := strict.Only(common, "idle_timeout", "max_connection_duration", "max_requests_per_connection"); err != nil {
+		return err
 	}
+	if t := common.GetIdleTimeout(); t != nil {
+		c.Conns.Idle = t.AsDuration()
+	}
+	c.Conns.MaxAge = max(common.GetMaxConnectionDuration().AsDuration(), 0)
+	c.Conns.MaxRequests = common.GetMaxRequestsPerConnection().GetValue()
 	switch u := o.GetUpstreamProtocolOptions().(type) {
 	case nil:
 	case *httpv3.HttpProtocolOptions_ExplicitHttpConfig_:
 		c.Protocol = HTTP1
-		if u.ExplicitHttpConfig.GetHttp2ProtocolOptions() != nil {
+		if two := u.ExplicitHttpConfig.GetHttp2ProtocolOptions(); two != nil {
 			c.Protocol = HTTP2
+			return c.compileHTTP2(two)
 		}
 	case *httpv3.HttpProtocolOptions_UseDownstreamProtocolConfig:
 		c.Protocol = AsDownstream
+		return c.compileHTTP2(u.UseDownstreamProtocolConfig.GetHttp2ProtocolOptions())
 	default:
 		return fmt.Errorf("upstream protocol %T: %w", u, strict.ErrUnsupported)
 	}
 	return nil
 }
 
-// defaultLimits are Envoy's.
-func defaultLimits() Limits {
-	return Limits{Connections: 1024, Pending: 1024, Requests: 1024, Retries: 3}
-}
-
-func (c *Config) compileLimits(p *clusterv3.CircuitBreakers) {
-	for _, t := range p.GetThresholds() {
-		if t.GetPriority() != corev3.RoutingPriority_DEFAULT {
-			continue
-		}
-		set := func(into *uint32, v *wrapperspb.UInt32Value) {
-			if v != nil {
-				*into = v.GetValue()
-			}
-		}
-		set(&c.Limits.Connections, t.GetMaxConnections())
-		set(&c.Limits.Pending, t.GetMaxPendingRequests())
-		set(&c.Limits.Requests, t.GetMaxRequests())
-		set(&c.Limits.Retries, t.GetMaxRetries())
-		if t.GetRetryBudget() != nil { // a share of the open requests is not counted here; it must not become a limit of three
-			c.Limits.Retries = math.MaxUint32
-		}
+// compileHTTP2 reads how HTTP/2 is spoken. Window sizes are this program's own affair.
+func (c *Config) compileHTTP2(p *corev3.Http2ProtocolOptions) error {
+	if err := strict.Only(p, "max_concurrent_streams", "connection_keepalive", "initial_stream_window_size",
+		"initial_connection_window_size", "allow_connect"); err != nil {
+		return err
 	}
+	c.Conns.MaxStreams = p.GetMaxConcurrentStreams().GetValue()
+	c.Conns.Ping = max(p.GetConnectionKeepalive().GetInterval().AsDuration(), 0)
+	c.Conns.PingWait = max(p.GetConnectionKeepalive().GetTimeout().AsDuration(), 0)
+	return nil
 }
 
-func compileOutlier(p *clusterv3.OutlierDetection) *Outlier {
-	if p == nil {
+func (c *Config) compileKeepAlive(p *clusterv3.UpstreamConnectionOptions) error {
+	if err := strict.Only(p, "tcp_keepalive"); err != nil {
+		return err
+	}
+	k := p.GetTcpKeepalive()
+	if k == nil {
 		return nil
 	}
-	value := func(v *wrapperspb.UInt32Value, def uint32) uint32 {
-		if v == nil {
-			return def
-		}
-		return v.GetValue()
+	seconds := func(v *wrapperspb.UInt32Value) time.Duration { return time.Duration(v.GetValue()) * time.Second }
+	c.Conns.KeepAlive = net.KeepAliveConfig{
+		Enable: true, Idle: seconds(k.GetKeepaliveTime()), Interval: seconds(k.GetKeepaliveInterval()),
+		Count: int(min(k.GetKeepaliveProbes().GetValue(), math.MaxInt16)),
 	}
-	o := &Outlier{
-		Consecutive5xx: value(p.GetConsecutive_5Xx(), 5), ConsecutiveGateway: value(p.GetConsecutiveGatewayFailure(), 5),
-		ConsecutiveLocal: value(p.GetConsecutiveLocalOriginFailure(), 5), Split: p.GetSplitExternalLocalOriginErrors(),
-		Base: 30 * time.Second, Max: 300 * time.Second, MaxPercent: value(p.GetMaxEjectionPercent(), 10),
-	}
-	if value(p.GetEnforcingConsecutive_5Xx(), 100) == 0 {
-		o.Consecutive5xx = 0
-	}
-	if value(p.GetEnforcingConsecutiveGatewayFailure(), 0) == 0 {
-		o.ConsecutiveGateway = 0
-	}
-	if t := p.GetBaseEjectionTime().AsDuration(); t > 0 {
-		o.Base = t
-	}
-	if t := p.GetMaxEjectionTime().AsDuration(); t > 0 {
-		o.Max = t
-	}
-	o.Max = max(o.Max, o.Base)
-	return o
+	return nil
 }
 
 func (c *Config) compileMetadata(m *corev3.Metadata) {

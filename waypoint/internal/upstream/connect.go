@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/marrowmesh/marrow/internal/identity"
@@ -58,16 +60,27 @@ func (h *Host) target(timeout time.Duration) Target {
 }
 
 // Dial opens a connection of its own to h, within the cluster's time limit.
-func (c *Cluster) Dial(ctx context.Context, h *Host, baggage string) (Conn, error) {
+func (c *Cluster) Dial(ctx context.Context, h *Host, baggage string, via Via) (Conn, error) {
 	t := h.target(c.Config.ConnectTimeout)
 	t.Baggage = baggage
-	return c.open(ctx, t)
+	return c.open(ctx, t, via)
 }
 
-func (c *Cluster) open(ctx context.Context, t Target) (Conn, error) {
+// Via is what a connection to an endpoint depends on beside the endpoint.
+type Via struct {
+	Major               int            // of the client's HTTP
+	Authority           string         // of the request
+	Source, Destination netip.AddrPort // of the client's connection
+}
+
+// open connects and goes through whatever stands between the connection and the application's bytes.
+func (c *Cluster) open(ctx context.Context, t Target, via Via) (Conn, error) {
 	limited, cancel := context.WithTimeout(ctx, t.Timeout)
 	defer cancel()
 	conn, err := c.store.open.Open(limited, t)
+	if err == nil {
+		conn, err = c.dress(limited, conn, via)
+	}
 	if err != nil {
 		late := errors.Is(limited.Err(), context.DeadlineExceeded) && ctx.Err() == nil
 		return nil, &ConnectError{Target: t, Timeout: late, Err: err}
@@ -75,16 +88,44 @@ func (c *Cluster) open(ctx context.Context, t Target) (Conn, error) {
 	return conn, nil
 }
 
-// pools are a host's kept HTTP connections, one transport per protocol.
+// dress does to a fresh connection what the cluster asks for.
+func (c *Cluster) dress(_ context.Context, conn Conn, _ Via) (Conn, error) {
+	if k, ok := conn.(interface {
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	}); ok && c.Config.Conns.KeepAlive.Enable {
+		if err := k.SetKeepAliveConfig(c.Config.Conns.KeepAlive); err != nil {
+			_ = conn.Close()
+			return nil, fmt.Errorf("TCP keep-alive: %w", err)
+		}
+	}
+	return conn, nil
+}
+
+// pools are a host's kept HTTP connections, one per protocol.
 type pools struct {
 	mu      sync.Mutex
-	h1, h2  *http.Transport
+	h1, h2  *pooled
 	retired bool
 }
 
-// Transport speaks HTTP to h: HTTP/2 when the cluster says so, or the client does and the cluster follows it.
-func (c *Cluster) Transport(h *Host, downstreamMajor int) http.RoundTripper {
-	two := c.Config.Protocol == HTTP2 || c.Config.Protocol == AsDownstream && downstreamMajor == 2
+// pooled is a transport with its connections. Where connections have a limited life it is replaced as a whole, so that none of them
+// can pass the limit.
+type pooled struct {
+	*http.Transport
+	born   time.Time
+	begun  uint32
+	open   atomic.Int64 // requests whose bodies are not read yet
+	passed atomic.Bool  // another one took its place
+}
+
+// two says whether requests to the cluster's endpoints are HTTP/2: when the cluster says so, or the client does and the cluster follows.
+func (c *Cluster) two(downstreamMajor int) bool {
+	return c.Config.Protocol == HTTP2 || c.Config.Protocol == AsDownstream && downstreamMajor == 2
+}
+
+// Transport speaks HTTP to h. The result is for one request.
+func (c *Cluster) Transport(h *Host, via Via) http.RoundTripper {
+	two := c.two(via.Major)
 	p := &h.state.pools
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -92,23 +133,71 @@ func (c *Cluster) Transport(h *Host, downstreamMajor int) http.RoundTripper {
 	if two {
 		at = &p.h2
 	}
+	now := c.store.now()
+	if old := *at; old != nil && c.worn(old, now) {
+		old.passed.Store(true)
+		old.CloseIdleConnections() // and whatever becomes idle from now on, for HTTP/1
+		*at = nil
+	}
 	if *at == nil {
-		*at = c.newTransport(h.target(c.Config.ConnectTimeout), two)
+		*at = &pooled{Transport: c.newTransport(h.target(c.Config.ConnectTimeout), via, two), born: now}
 		(*at).DisableKeepAlives = p.retired && !two // nobody will look for this connection again
 	}
+	(*at).begun++
+	if c.Config.Conns.MaxAge == 0 && c.Config.Conns.MaxRequests == 0 {
+		return (*at).Transport
+	}
+	(*at).open.Add(1)
 	return *at
 }
 
-func (c *Cluster) newTransport(t Target, two bool) *http.Transport {
+func (c *Cluster) worn(p *pooled, now time.Time) bool {
+	k := &c.Config.Conns
+	return k.MaxRequests > 0 && p.begun >= k.MaxRequests || k.MaxAge > 0 && now.Sub(p.born) >= k.MaxAge
+}
+
+// RoundTrip implements http.RoundTripper and sees when the request is over.
+func (p *pooled) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := p.Transport.RoundTrip(r)
+	if err != nil || resp.StatusCode == http.StatusSwitchingProtocols {
+		p.over()
+		return resp, err
+	}
+	resp.Body = &lastBody{ReadCloser: resp.Body, over: p.over}
+	return resp, nil
+}
+
+// over closes the connections of a transport that was replaced when its last request ends.
+func (p *pooled) over() {
+	if p.open.Add(-1) == 0 && p.passed.Load() {
+		p.CloseIdleConnections()
+	}
+}
+
+type lastBody struct {
+	io.ReadCloser
+	once sync.Once
+	over func()
+}
+
+func (b *lastBody) Close() error {
+	err := b.ReadCloser.Close()
+	b.once.Do(b.over)
+	return err
+}
+
+func (c *Cluster) newTransport(t Target, via Via, two bool) *http.Transport {
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(!two)
 	protocols.SetUnencryptedHTTP2(two)
+	k := &c.Config.Conns
 	return &http.Transport{
-		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return c.open(ctx, t) },
+		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return c.open(ctx, t, via) },
 		Protocols:              protocols,
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: k.Ping, PingTimeout: k.PingWait},
 		DisableCompression:     true, // what the client asked for goes through as it is
 		MaxIdleConnsPerHost:    1024,
-		IdleConnTimeout:        c.Config.IdleTimeout,
+		IdleConnTimeout:        k.Idle,
 		ExpectContinueTimeout:  time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
 		WriteBufferSize:        16 << 10,
@@ -141,7 +230,7 @@ func (st *hostState) closeIdle() {
 	p := &st.pools
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, t := range []*http.Transport{p.h1, p.h2} {
+	for _, t := range []*pooled{p.h1, p.h2} {
 		if t != nil {
 			t.CloseIdleConnections()
 		}

@@ -5,9 +5,13 @@
 // through a tunnel to its node's proxy, as this waypoint's identity, and has to present the identity that the control plane named; any
 // other endpoint is reached directly. It never decides which cluster a request takes and never retries.
 //
+// How an endpoint is chosen follows Envoy: priorities share the load by how much of them is usable (TestFailoverByPriority), localities
+// by their weights (TestLocalityWeights), endpoints by weight, load, turn or hash; ring and Maglev table are point for point Envoy's,
+// so that both send a key to the same place.
+//
 // Invariants: an unhealthy or ejected endpoint is not picked (TestPickSkipsUnhealthy, TestOutlierEjection); a new identity behind an
 // old address never gets a connection of the old one (TestIdentityChangeDropsConnections); limits hold (TestCircuitBreakers); the same
-// hash picks the same endpoint, and the loss of another endpoint does not move it (TestHashIsConsistent).
+// hash picks the same endpoint, and the loss of another endpoint moves few (TestHashIsConsistent).
 //
 // Neighbours: intake fills it, phases asks it, hbone and mtls carry the tunnels.
 package upstream

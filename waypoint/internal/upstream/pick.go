@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/cespare/xxhash/v2"
 
 	"github.com/marrowmesh/marrow/waypoint/internal/match"
 )
@@ -29,13 +28,21 @@ type Cluster struct {
 	store *Store
 	stats *clusterStats
 	warm  chan struct{} // closed once the endpoints are known
+	drawn atomic.Pointer[picture]
+	rings rings
+	// youngest is when the last host came whose warm-up is not over; zero = none.
+	youngest time.Time
 }
 
 // clusterStats outlives the versions of a cluster.
 type clusterStats struct {
-	active  atomic.Int64
+	active  atomic.Int64 // requests
+	conns   atomic.Int64 // opaque connections
 	retries atomic.Int64
 	turn    atomic.Uint64
+	changes atomic.Uint64 // of who is in rotation
+	line    line
+	sweep   sweep
 }
 
 // Host is an endpoint with what was learnt of it.
@@ -46,15 +53,17 @@ type Host struct {
 
 type hostState struct {
 	active atomic.Int64
+	since  time.Time // in service; it does not change
 
 	mu      sync.Mutex
 	fails   [3]uint32 // in a row: 5xx, gateway errors, failures on our side
+	tally   tally     // since the last sweep
 	ejected time.Time // until then; zero = never
-	times   uint32    // how often in a row
+	times   uint32    // how often, less one for every interval in peace since then
 	pools   pools
 }
 
-func newHostState() *hostState { return &hostState{} }
+func newHostState(since time.Time) *hostState { return &hostState{since: since} }
 
 // Active is the number of open requests, for the admin page.
 func (h *Host) Active() int64 { return h.state.active.Load() }
@@ -74,8 +83,9 @@ type Choice struct {
 	Rand    match.Rand
 	Hash    uint64
 	HasHash bool
-	Avoid   []*Host // were tried before
-	Picks   int     // how many picks avoiding them is worth
+	Avoid   []*Host  // were tried before
+	Picks   int      // how many picks avoiding them is worth
+	Spent   []uint32 // priorities that were tried before and are passed over
 	Dialled netip.AddrPort
 }
 
@@ -101,17 +111,22 @@ func (c *Cluster) Pick(ch Choice) (*Host, error) {
 		return nil, fmt.Errorf("cluster %q: %w", c.Config.Name, ErrNoHealthy)
 	case KindEDS, KindStatic:
 	}
-	hosts := c.usable()
-	if len(hosts) == 0 {
+	p := c.picture()
+	l := p.level(ch.Spent, func() uint32 {
+		if c.hashes() && ch.HasHash {
+			return uint32(ch.Hash % 100)
+		}
+		return uint32(ch.Rand(100))
+	})
+	if l == nil || len(l.all.hosts) == 0 {
 		return nil, fmt.Errorf("cluster %q: none of %d endpoints is usable: %w", c.Config.Name, len(c.Hosts), ErrNoHealthy)
 	}
-	h := c.balance(hosts, ch)
-	for range ch.Picks {
+	h := c.balance(p, l, ch, 0)
+	for n := range ch.Picks {
 		if !contains(ch.Avoid, h) {
 			break
 		}
-		ch.HasHash = false // the hash would name the same host again
-		h = c.balance(hosts, ch)
+		h = c.balance(p, l, ch, n+1)
 	}
 	return h, nil
 }
@@ -132,34 +147,9 @@ func (c *Cluster) dialled(ch Choice) (*Host, error) {
 			}
 		}
 	}
-	h := &Host{Endpoint: e, state: newHostState()}
+	h := &Host{Endpoint: e, state: newHostState(time.Time{})}
 	h.state.retire() // nobody else will find it, so it keeps no connection
 	return h, nil
-}
-
-// usable are the hosts of the first priority that has any in rotation.
-func (c *Cluster) usable() []*Host {
-	now := c.store.now()
-	healthy, total, best := make([]*Host, 0, len(c.Hosts)), 0, uint32(0)
-	for _, h := range c.Hosts {
-		if h.Weight == 0 {
-			continue
-		}
-		total++
-		if !h.Healthy || !h.EjectedUntil(now).IsZero() {
-			continue
-		}
-		switch {
-		case len(healthy) == 0 || h.Priority < best:
-			healthy, best = append(healthy[:0], h), h.Priority
-		case h.Priority == best:
-			healthy = append(healthy, h)
-		}
-	}
-	if c.Config.Panic > 0 && total > 0 && float64(len(healthy))*100 < c.Config.Panic*float64(total) && best == 0 {
-		return c.Hosts // better all than too few
-	}
-	return healthy
 }
 
 func contains(hs []*Host, h *Host) bool {
@@ -171,99 +161,121 @@ func contains(hs []*Host, h *Host) bool {
 	return false
 }
 
-func (c *Cluster) balance(hosts []*Host, ch Choice) *Host {
-	if len(hosts) == 1 {
-		return hosts[0]
-	}
-	switch c.Config.Balancer {
-	case RoundRobin:
-		return byWeight(hosts, func(total uint64) uint64 { return (c.stats.turn.Add(1) - 1) % total })
-	case Hash:
-		if ch.HasHash {
-			return rendezvous(hosts, ch.Hash)
-		}
-	case LeastRequest:
-		a, b := byWeight(hosts, ch.Rand), byWeight(hosts, ch.Rand)
-		if b.Active() < a.Active() {
-			return b
-		}
-		return a
-	case Random:
-	}
-	return byWeight(hosts, ch.Rand)
+func (c *Cluster) hashes() bool {
+	return c.Config.Balancer.Policy == RingHash || c.Config.Balancer.Policy == Maglev
 }
 
-// byWeight maps a number below the sum of the weights to a host.
-func byWeight(hosts []*Host, number func(total uint64) uint64) *Host {
-	total := uint64(0)
-	for _, h := range hosts {
-		total += uint64(max(h.Weight, 1))
-	}
-	at := number(total)
-	for _, h := range hosts {
-		w := uint64(max(h.Weight, 1))
-		if at < w {
+// balance chooses among a level's hosts. attempt counts the picks that were not good enough.
+func (c *Cluster) balance(p *picture, l *level, ch Choice, attempt int) *Host {
+	if c.hashes() {
+		if !ch.HasHash {
+			ch.Hash = ch.Rand(math.MaxUint64)
+		}
+		if h := c.rings.of(p, l, &c.Config.Balancer).find(ch.Hash, attempt); h != nil {
 			return h
 		}
-		at -= w
 	}
-	return hosts[len(hosts)-1]
-}
-
-// rendezvous gives every host a score from the hash and its own address; the highest wins. Another host's coming or going moves only
-// what that host wins or held.
-func rendezvous(hosts []*Host, hash uint64) *Host {
-	var best *Host
-	var score uint64
-	var b [8]byte
-	for i := range b {
-		b[i] = byte(hash >> (8 * i))
+	g := &l.all
+	if len(l.groups) > 0 {
+		g = draw(l.groups, func(g *pool) float64 { return g.weight }, ch.Rand)
 	}
-	for _, h := range hosts {
-		text := h.Addr.String()
-		for i := range max(h.Weight, 1) { // a host of twice the weight draws twice
-			d := xxhash.New()
-			_, _ = d.Write(b[:])
-			_, _ = d.WriteString(text)
-			_, _ = d.Write([]byte{byte(i), byte(i >> 8)})
-			if s := d.Sum64(); best == nil || s > score {
-				best, score = h, s
+	switch {
+	case len(g.hosts) == 1:
+		return g.hosts[0]
+	case c.warming():
+		now := c.store.now()
+		return *draw(g.hosts, func(h **Host) float64 { return c.warmth(*h, now) * c.load(*h) }, ch.Rand)
+	case c.Config.Balancer.Policy == RoundRobin:
+		return byTurn(g, c.stats.turn.Add(1)-1)
+	case c.Config.Balancer.Policy == LeastRequest && !g.even:
+		return *draw(g.hosts, func(h **Host) float64 { return c.load(*h) }, ch.Rand)
+	case c.Config.Balancer.Policy == LeastRequest:
+		best := g.hosts[ch.Rand(uint64(len(g.hosts)))]
+		for range c.Config.Balancer.Choices - 1 {
+			if h := g.hosts[ch.Rand(uint64(len(g.hosts)))]; h.Active() < best.Active() {
+				best = h
 			}
 		}
+		return best
+	case g.even:
+		return g.hosts[ch.Rand(uint64(len(g.hosts)))]
 	}
-	return best
+	return hostAt(g, ch.Rand(g.total))
 }
 
-// HashText is the number that stands for a text in a Choice.
-func HashText(s string) uint64 { return xxhash.Sum64String(s) }
-
-// Begin counts a request to h. The end has to be called once.
-func (c *Cluster) Begin(h *Host) (end func(), err error) {
-	l := c.Config.Limits
-	limit := int64(l.Requests)
-	if c.Config.Protocol == HTTP1 { // one request per connection, the rest wait in line
-		limit = min(limit, int64(l.Connections)+int64(l.Pending))
+// load is a host's weight, for least request less the more requests are open.
+func (c *Cluster) load(h *Host) float64 {
+	w := float64(h.Weight)
+	if b := &c.Config.Balancer; b.Policy == LeastRequest && b.Bias > 0 {
+		w /= math.Pow(float64(h.Active()+1), b.Bias)
 	}
-	if c.stats.active.Add(1) > limit {
-		c.stats.active.Add(-1)
-		return nil, fmt.Errorf("cluster %q, limit %d: %w", c.Config.Name, limit, ErrOverflow)
-	}
-	h.state.active.Add(1)
-	var once sync.Once
-	return func() {
-		once.Do(func() {
-			c.stats.active.Add(-1)
-			h.state.finish()
-		})
-	}, nil
+	return w
 }
 
-// BeginRetry counts a retry; ok is false when there are too many already.
-func (c *Cluster) BeginRetry() (end func(), ok bool) {
-	if c.stats.retries.Add(1) > int64(c.Config.Limits.Retries) {
-		c.stats.retries.Add(-1)
-		return nil, false
+// warming says that some host is still fresh.
+func (c *Cluster) warming() bool {
+	b := &c.Config.Balancer
+	return b.Warmup > 0 && !c.youngest.IsZero() && c.store.now().Sub(c.youngest) < b.Warmup
+}
+
+// warmth is the share of its weight that a host has come to.
+func (c *Cluster) warmth(h *Host, now time.Time) float64 {
+	b := &c.Config.Balancer
+	age := now.Sub(h.state.since)
+	if h.state.since.IsZero() || age >= b.Warmup {
+		return 1
 	}
-	var once sync.Once
-	return func() { once.Do(func() { c.stats.retries.Add(-1) }) }, true
+	part := math.Pow(max(float64(age), float64(time.Millisecond))/float64(b.Warmup), 1/b.Aggression)
+	return max(part, b.MinWeight)
+}
+
+// draw takes one by weight.
+func draw[T any](from []T, weight func(*T) float64, rnd match.Rand) *T {
+	total := 0.0
+	for i := range from {
+		total += weight(&from[i])
+	}
+	const steps = 1 << 53
+	left := float64(rnd(steps)) / steps * total
+	for i := range from {
+		if left -= weight(&from[i]); left < 0 {
+			return &from[i]
+		}
+	}
+	return &from[len(from)-1]
+}
+
+// hostAt maps a number below the sum of the weights to a host.
+func hostAt(p *pool, n uint64) *Host {
+	for _, h := range p.hosts {
+		if n < uint64(h.Weight) {
+			return h
+		}
+		n -= uint64(h.Weight)
+	}
+	return p.hosts[len(p.hosts)-1]
+}
+
+// byTurn goes round. Among hosts of different weight it strides, so that a heavy one's turns do not follow each other.
+func byTurn(p *pool, turn uint64) *Host {
+	if p.even {
+		return p.hosts[turn%uint64(len(p.hosts))]
+	}
+	return hostAt(p, turn%p.total*stride(p.total)%p.total)
+}
+
+// stride is near the golden section of n and has no divisor in common with it.
+func stride(n uint64) uint64 {
+	s := uint64(float64(n) * 0.618)
+	for s > 1 && gcd(s, n) != 1 {
+		s--
+	}
+	return max(s, 1)
+}
+
+func gcd(a, b uint64) uint64 {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
 }

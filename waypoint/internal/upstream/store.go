@@ -102,6 +102,7 @@ func (s *Store) publish() {
 
 func (s *Store) build(cfg *Config, list *Assignment, old *Cluster) *Cluster {
 	c := &Cluster{Config: cfg, list: list, store: s, stats: &clusterStats{}, warm: make(chan struct{})}
+	now := s.now()
 	have := map[Endpoint]*Host{}
 	if old != nil {
 		c.stats = old.stats
@@ -113,9 +114,14 @@ func (s *Store) build(cfg *Config, list *Assignment, old *Cluster) *Cluster {
 	}
 	if list != nil {
 		for _, e := range list.Endpoints {
-			h := &Host{Endpoint: e, state: newHostState()}
+			h := &Host{Endpoint: e}
 			if was := have[key(e)]; was != nil {
 				h.state = was.state
+			} else {
+				h.state = newHostState(now)
+			}
+			if cfg.Balancer.Warmup > 0 && h.Healthy && h.state.since.After(c.youngest) {
+				c.youngest = h.state.since
 			}
 			c.Hosts = append(c.Hosts, h)
 		}
