@@ -99,6 +99,16 @@ func TestWaypointPerService(t *testing.T) {
 	if got := m.sum("istio_requests_total", map[string]string{"destination_service_name": "near"}); got != 0 {
 		t.Errorf("the waypoint counts %v requests to near, which is not behind it", got)
 	}
+	// The same, foretold by the proxies themselves.
+	told := here.must(t, "explain", "--lab", sharedName, "--from", w.ns+"/client", "--to", "http://server/x", "-H", "a: b")
+	for _, part := range []string{"its waypoint is " + w.ns + "/for-server", spiffe(w.ns, "client") + " dialled", "takes it", "=> forward", w.ip("server").String() + ":8080"} {
+		if !strings.Contains(told, part) {
+			t.Errorf("explain does not say %q:\n%s", part, told)
+		}
+	}
+	if told := here.must(t, "explain", "--lab", sharedName, "--from", w.ns+"/client", "--to", "http://near/"); !strings.Contains(told, "it has no waypoint") {
+		t.Errorf("explain of what has no waypoint:\n%s", told)
+	}
 	// Taking the label away leads the traffic past it again.
 	w.label(lab.Ref{Kind: "Service", Namespace: w.ns, Name: "server"}, "istio.io/use-waypoint", "")
 	w.through(client, "http://server/")

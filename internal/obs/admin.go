@@ -25,6 +25,7 @@ type AdminConfig struct {
 	Levels *Levels                 // nil: no /logging
 	Quit   func()                  // nil: no /quitquitquit
 	Dump   func() (any, error)     // nil: no /config_dump
+	Local  map[string]http.Handler // more pages by path, for tools on this machine; they go before those above
 	Pages  map[string]http.Handler // more pages by path, answered under any host name
 }
 
@@ -46,6 +47,7 @@ func NewAdmin(c AdminConfig) http.Handler {
 	if c.Quit != nil {
 		pages["/quitquitquit"] = quitPage(c.Quit)
 	}
+	maps.Copy(pages, c.Local)
 	for path, h := range pages {
 		pages[path] = localOnly(h)
 	}

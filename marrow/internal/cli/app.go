@@ -16,7 +16,7 @@ import (
 // appCommand is the demo's application. It is hidden: manifests run it.
 func appCommand() *cobra.Command {
 	c := &cobra.Command{Use: "app", Short: "The demo's application", Hidden: true}
-	c.AddCommand(serveCommand(), clientCommand())
+	c.AddCommand(serveCommand(), clientCommand(), fetchCommand())
 	return c
 }
 

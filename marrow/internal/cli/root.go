@@ -41,16 +41,16 @@ Try it:
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{cmd: c, err: err} })
-	root.AddCommand(labCommand(), demoCommand(), waypointCommand(), perfCommand(), versionCommand(), appCommand(), envoyCommand(), perfLoadCommand())
-	explain(root)
+	root.AddCommand(labCommand(), demoCommand(), waypointCommand(), perfCommand(), explainCommand(), versionCommand(), appCommand(), envoyCommand(), perfLoadCommand())
+	strictWords(root)
 	return root
 }
 
-// explain makes wrong words on the command line usage errors everywhere:
+// strictWords makes wrong words on the command line usage errors everywhere:
 // without it a group of commands answers an unknown one with its help and 0.
-func explain(c *cobra.Command) {
+func strictWords(c *cobra.Command) {
 	for _, sub := range c.Commands() {
-		explain(sub)
+		strictWords(sub)
 	}
 	if !c.Runnable() {
 		c.Args = cobra.ArbitraryArgs

@@ -132,6 +132,7 @@ func compose(g *run.Group, cfg *config.Config, deps Deps) (*waypoint, error) {
 	w.stats = obs.Metrics(registry)
 	w.admin = obs.NewAdmin(obs.AdminConfig{
 		Title: "Marrow waypoint", Levels: deps.Levels, Pages: map[string]http.Handler{"/stats/prometheus": w.stats},
+		Local: map[string]http.Handler{"/explain": admin.Explain(handler, id)},
 		Dump: func() (any, error) {
 			return admin.Make(cfg, obs.BuildInfo(cfg.IstioVersion).Version, w.in, w.ups, time.Now()), nil
 		},

@@ -97,7 +97,7 @@ func TestAuthority(t *testing.T) {
 		"web.shop.svc:8080":    {"", 8080},
 	}
 	for in, want := range good {
-		ap, port, err := parseAuthority(in)
+		ap, port, err := ParseAuthority(in)
 		var w netip.AddrPort
 		if want.ap != "" {
 			w = netip.MustParseAddrPort(want.ap)
@@ -107,7 +107,7 @@ func TestAuthority(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "web", ":80", "10.0.0.1:0", "10.0.0.1:99999", "fd00::1:80", "[fe80::1%x]:80", "a b:80", "u@h:80", "h/p:80", "web:+80"} {
-		if ap, port, err := parseAuthority(bad); err == nil {
+		if ap, port, err := ParseAuthority(bad); err == nil {
 			t.Errorf("%q became %v %d", bad, ap, port)
 		}
 	}
@@ -123,7 +123,7 @@ func TestBaggage(t *testing.T) {
 func FuzzAuthority(f *testing.F) {
 	f.Add("10.0.0.1:80")
 	f.Fuzz(func(t *testing.T, s string) {
-		if ap, port, err := parseAuthority(s); err == nil && (port == 0 || ap.IsValid() && ap.Port() != port) {
+		if ap, port, err := ParseAuthority(s); err == nil && (port == 0 || ap.IsValid() && ap.Port() != port) {
 			t.Errorf("%q became %v %d", s, ap, port)
 		}
 	})

@@ -18,12 +18,12 @@ func newSession(peer, local identity.ID, source netip.AddrPort, in *hbone.Incomi
 	s := &phases.Session{Peer: peer, Local: local, Source: source, Authority: in.Authority(), Baggage: in.Header(claims.HeaderBaggage)}
 	s.Client = claimed(s.Baggage)
 	var err error
-	s.Destination, s.Port, err = parseAuthority(s.Authority)
+	s.Destination, s.Port, err = ParseAuthority(s.Authority)
 	return s, err
 }
 
-// parseAuthority reads ip:port, [ip]:port or host:port. The address is invalid for a host.
-func parseAuthority(a string) (netip.AddrPort, uint16, error) {
+// ParseAuthority reads ip:port, [ip]:port or host:port. The address is invalid for a host.
+func ParseAuthority(a string) (netip.AddrPort, uint16, error) {
 	if ap, err := netip.ParseAddrPort(a); err == nil {
 		if ap.Addr().Zone() != "" || ap.Port() == 0 {
 			return netip.AddrPort{}, 0, fmt.Errorf("authority %q: an address with a zone or port 0 cannot be served", a)

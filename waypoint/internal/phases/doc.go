@@ -9,7 +9,8 @@
 // Invariants: one request reads one table (TestOneViewPerDecision); nothing reaches an upstream before it is authorized
 // (TestDeniedRequestReachesNobody); a retry happens only while the client has got nothing (TestNoRetryAfterFirstByte) and sends the
 // same body (TestRetryReplaysBody); a request without a session, a chain or routes is refused (TestUnknownFailsClosed); bodies are
-// passed on as they come (TestStreaming).
+// passed on as they come (TestStreaming). What Explain says of a request that nobody sent is what serving it does
+// (TestExplainEqualsServing).
 //
 // Neighbours: front brings sessions, table, filters and upstream decide, telemetry counts.
 package phases

@@ -166,17 +166,7 @@ func (w *forwarding) prepareBody() {
 // startTimeout bounds the exchange from the moment at which the request is whole, as Envoy does: an open-ended stream of requests is
 // not cut off while the client still speaks.
 func (w *forwarding) startTimeout() {
-	limit := w.f.Timeout
-	if w.q.GRPC && w.f.MaxGRPC != nil {
-		if d, ok := grpcTimeout(w.r.Header); ok {
-			limit = d
-			if *w.f.MaxGRPC > 0 {
-				limit = min(limit, *w.f.MaxGRPC)
-			}
-		} else if *w.f.MaxGRPC > 0 {
-			limit = *w.f.MaxGRPC
-		}
-	}
+	limit := timeLimit(w.f, &w.q)
 	if limit <= 0 {
 		return
 	}
@@ -189,6 +179,22 @@ func (w *forwarding) startTimeout() {
 		return
 	}
 	w.exchange.body.whole = start
+}
+
+// timeLimit is how long the exchange may take; 0 = as long as it likes.
+func timeLimit(f *table.Forward, q *match.Request) time.Duration {
+	limit := f.Timeout
+	if q.GRPC && f.MaxGRPC != nil {
+		if d, ok := grpcTimeout(q.Header); ok {
+			limit = d
+			if *f.MaxGRPC > 0 {
+				limit = min(limit, *f.MaxGRPC)
+			}
+		} else if *f.MaxGRPC > 0 {
+			limit = *f.MaxGRPC
+		}
+	}
+	return max(limit, 0)
 }
 
 // try makes one attempt. The attempt is never nil; finish has to be called on it.

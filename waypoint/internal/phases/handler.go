@@ -221,14 +221,18 @@ func (x *exchange) fault(p filters.FaultPlan) error {
 			return x.clientGone()
 		}
 	}
-	if p.Abort != nil {
-		f := &failure{status: p.Abort.Status, flag: "FI", detail: "fault_filter_abort", body: "fault filter abort"}
-		if p.Abort.GRPC >= 0 {
-			f.grpc = &p.Abort.GRPC
-		}
-		return f
+	return x.aborted(p)
+}
+
+func (x *exchange) aborted(p filters.FaultPlan) error {
+	if p.Abort == nil {
+		return nil
 	}
-	return nil
+	f := &failure{status: p.Abort.Status, flag: "FI", detail: "fault_filter_abort", body: "fault filter abort"}
+	if p.Abort.GRPC >= 0 {
+		f.grpc = &p.Abort.GRPC
+	}
+	return f
 }
 
 // router does what the route says.

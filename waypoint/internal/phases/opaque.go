@@ -12,7 +12,6 @@ import (
 	"github.com/marrowmesh/marrow/internal/obs"
 	"github.com/marrowmesh/marrow/internal/relay"
 	"github.com/marrowmesh/marrow/waypoint/internal/filters"
-	"github.com/marrowmesh/marrow/waypoint/internal/match"
 	"github.com/marrowmesh/marrow/waypoint/internal/table"
 	"github.com/marrowmesh/marrow/waypoint/internal/telemetry"
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
@@ -59,10 +58,7 @@ func (h *Handler) Opaque(ctx context.Context, chain *table.Chain, s *Session, ac
 
 func (f *flow) serve(ctx context.Context, accept func() (upstream.Conn, error)) error {
 	c := f.chain.TCP
-	q := match.Request{
-		Source: f.session.Source, Destination: f.session.Destination, Port: f.session.Port, Principal: f.session.principal(),
-		Local: f.session.Local.String(), Connect: f.session.Authority,
-	}
+	q := f.session.connection()
 	for _, n := range c.Filters {
 		switch n := n.(type) {
 		case *filters.RBAC:

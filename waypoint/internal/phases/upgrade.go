@@ -7,16 +7,14 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+
+	"github.com/marrowmesh/marrow/waypoint/internal/table"
 )
 
 // upgrade passes a protocol change through: the upstream is asked, and only its 101 turns the connection into bytes.
 func (w *forwarding) upgrade() error {
-	allowed := w.chain.WebSocket
-	if w.f.WebSocket != nil {
-		allowed = *w.f.WebSocket
-	}
-	if !allowed || !strings.EqualFold(w.facts.upgrade, "websocket") || w.r.ProtoMajor != 1 {
-		return &failure{status: http.StatusForbidden, detail: "upgrade_failed", body: "this upgrade is not allowed here"}
+	if !w.mayUpgrade(w.f) {
+		return upgradeRefused()
 	}
 	if w.hasBody() {
 		// Bytes before the 101 belong to no protocol; taking them as either one is how requests are smuggled.
@@ -31,6 +29,19 @@ func (w *forwarding) upgrade() error {
 		return w.deliver(a)
 	}
 	return w.switchProtocol(a)
+}
+
+// mayUpgrade says whether the protocol change that the client asks for is passed on.
+func (x *exchange) mayUpgrade(f *table.Forward) bool {
+	allowed := x.chain.WebSocket
+	if f.WebSocket != nil {
+		allowed = *f.WebSocket
+	}
+	return allowed && strings.EqualFold(x.facts.upgrade, "websocket") && x.r.ProtoMajor == 1
+}
+
+func upgradeRefused() *failure {
+	return &failure{status: http.StatusForbidden, detail: "upgrade_failed", body: "this upgrade is not allowed here"}
 }
 
 func (w *forwarding) tryUpgrade() (*attempt, error) {

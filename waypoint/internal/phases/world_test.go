@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -119,20 +120,31 @@ func (l *lines) all() []string {
 	return strings.Split(strings.TrimSpace(l.buf.String()), "\n")
 }
 
+// after waits for the line that follows the first n.
+func (l *lines) after(n int) string {
+	for {
+		if all := l.all(); len(all) > n && all[n] != "" {
+			return all[n]
+		}
+		runtime.Gosched()
+	}
+}
+
 // world is a waypoint between real clients and real applications, with real certificates, over loopback.
 type world struct {
-	t      testing.TB
-	ca     *authority
-	in     *intake.Intake
-	ups    *upstream.Store
-	front  *front.Server
-	addr   string
-	log    *lines
-	reg    *prometheus.Registry
-	mu     sync.Mutex
-	hops   map[netip.AddrPort]string // where a pod's node proxy really listens
-	random func(uint64) uint64
-	stop   func()
+	t       testing.TB
+	ca      *authority
+	in      *intake.Intake
+	ups     *upstream.Store
+	front   *front.Server
+	handler *phases.Handler
+	addr    string
+	log     *lines
+	reg     *prometheus.Registry
+	mu      sync.Mutex
+	hops    map[netip.AddrPort]string // where a pod's node proxy really listens
+	random  func(uint64) uint64
+	stop    func()
 }
 
 func newWorld(t testing.TB) *world {
@@ -150,6 +162,7 @@ func newWorld(t testing.TB) *world {
 		Table: w.in.Table, Upstreams: w.ups, Rand: func(n uint64) uint64 { return w.rnd(n) }, NewID: func() string { return "id-1" },
 		Telemetry: tel, Log: obs.Discard(), Host: "wp-1", Group: g,
 	})
+	w.handler = h
 	w.front = front.New(front.Config{Table: w.in.Table, Cert: cert, Phases: h, Log: obs.Discard(), Detect: 200 * time.Millisecond})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
