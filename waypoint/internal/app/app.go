@@ -42,9 +42,14 @@ type Deps struct {
 	Dial   upstream.DialFunc
 	Listen func(ctx context.Context, port uint16) (net.Listener, error) // for tunnels
 	XDS    func(ctx context.Context) (*grpc.ClientConn, error)          // nil = by the configuration
+	// Threads is how many may run Go code at most; 0 = as the runtime has it, and memory is not given back early either.
+	Threads int
 	// Bound is told the address of the tunnels' listener.
 	Bound func(net.Addr)
 }
+
+// leanEvery is how often memory that a burst has left behind is given back.
+const leanEvery = 10 * time.Second
 
 // reportEvery is how often the bytes of open connections are counted.
 const reportEvery = 5 * time.Second
@@ -71,6 +76,10 @@ func Run(ctx context.Context, cfg *config.Config, deps Deps) error {
 		return errors.Join(err, g.Wait())
 	}
 	serving := run.NewGroup(g.Context())
+	if deps.Threads > 0 {
+		serving.Go("width", func(ctx context.Context) error { return run.Width(ctx, deps.Threads) })
+		serving.Go("lean", func(ctx context.Context) error { return run.Lean(ctx, leanEvery) })
+	}
 	err = w.serve(ctx, serving)
 	if err == nil {
 		w.log.Info("waypoint serves", obs.F("pod", cfg.Pod), obs.F("identity", cfg.Identity))

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
 
 	"github.com/marrowmesh/marrow/internal/conf"
 	"github.com/marrowmesh/marrow/internal/obs"
@@ -25,6 +27,9 @@ func Command(ctx context.Context, args []string) error {
 	if err := checkArgs(args); err != nil {
 		return err
 	}
+	if err := conf.Steady(); err != nil {
+		_, _ = fmt.Fprintf(os.Stderr, "waypoint: requests will cost more: %v\n", err)
+	}
 	cfg, err := config.Load(conf.FromEnv())
 	if err != nil {
 		return err
@@ -35,7 +40,7 @@ func Command(ctx context.Context, args []string) error {
 	if err != nil {
 		return errors.Join(errors.New("MARROW_LOG"), err)
 	}
-	return Run(ctx, cfg, Deps{Out: out, Log: log, Levels: levels})
+	return Run(ctx, cfg, Deps{Out: out, Log: log, Levels: levels, Threads: runtime.GOMAXPROCS(0)})
 }
 
 // checkArgs accepts what Istio's Deployments write. Their flags repeat what the environment says.
