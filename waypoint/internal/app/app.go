@@ -131,6 +131,7 @@ func compose(g *run.Group, cfg *config.Config, deps Deps) (*waypoint, error) {
 	w.in = intake.New(w.ups, w.log.Named("intake"))
 	handler := phases.New(phases.Config{
 		Table: w.in.Table, Upstreams: w.ups, Rand: rand.Uint64N, NewID: newID, Telemetry: tel, Log: w.log.Named("phases"), Host: cfg.Pod, Group: g,
+		Node: nodeCluster(id, cfg),
 	})
 	w.front = front.New(front.Config{
 		Table: w.in.Table, Cert: w.deps.Cert, Phases: handler, Detect: cfg.Detect, Log: w.log.Named("front"), TLS: tls, HBONE: hbone.Config{MaxStreams: 100},
@@ -206,9 +207,14 @@ func node(cfg *config.Config) (*corev3.Node, error) {
 	}
 	return &corev3.Node{
 		Id:       "waypoint~" + ip + "~" + cfg.Pod + "." + cfg.Namespace + "~" + cfg.Namespace + ".svc." + cfg.Domain,
-		Cluster:  id.ServiceAccount() + "." + cfg.Namespace,
+		Cluster:  nodeCluster(id, cfg),
 		Metadata: s,
 	}, nil
+}
+
+// nodeCluster is the name that the replicas of this waypoint share.
+func nodeCluster(id identity.ID, cfg *config.Config) string {
+	return id.ServiceAccount() + "." + cfg.Namespace
 }
 
 // serve binds every port before anything is served from any.

@@ -6,7 +6,9 @@
 //
 // Invariants: an unknown filter is an error (TestUnknownFilterIsRefused); authorization follows the rules of authz: DENY before ALLOW
 // is the order of the chain, an ALLOW without a match denies (TestRBAC), a peer without identity meets only negative conditions
-// (TestRBACWithoutIdentity); a condition that nothing here can set is never true (TestRBACMetadataNeverMatches).
+// (TestRBACWithoutIdentity); a condition that nothing here can set is never true (TestRBACMetadataNeverMatches). A rate limit says
+// which tokens a request takes (TestDraws), and a bucket never gives more than its configuration (TestNeverMoreThanAllowed); the
+// buckets themselves are in quota.
 //
 // Neighbours: match gives the conditions, table puts filters into chains and routes, phases asks them.
 package filters

@@ -17,7 +17,8 @@ import (
 	"github.com/marrowmesh/marrow/waypoint/internal/strict"
 )
 
-// HTTP is one of the filters of this package: *RBAC, *Fault, *CORS, *GRPCStats, *Router or Off.
+// HTTP is one of the filters of this package: *RBAC, *Fault, *CORS, *LocalLimit, *GlobalLimit, *SetMetadata, *GRPCStats, *Router or Off;
+// a *GlobalRoute changes a *GlobalLimit.
 type HTTP interface{ http() }
 
 // Named is a filter in the place where the configuration put it. Routes override it by its name.
@@ -85,6 +86,8 @@ func compileTyped(a *anypb.Any) (HTTP, error) {
 		return compileFault(p)
 	case "envoy.extensions.filters.http.cors.v3.Cors":
 		return &CORS{}, strict.Unpack(a, &corsv3.Cors{})
+	case localLimitType, globalLimitType, setMetadataType:
+		return compileLimiter(a, false)
 	case "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig":
 		return &GRPCStats{}, strict.Unpack(a, &grpcstatsv3.FilterConfig{}, "emit_filter_state", "stats_for_all_methods",
 			"individual_method_stats_allowlist", "enable_upstream_stats")
@@ -135,6 +138,8 @@ func compileOverride(a *anypb.Any) (HTTP, error) {
 		return compileRBAC(p.GetRbac())
 	case "envoy.extensions.filters.http.fault.v3.HTTPFault":
 		return compileTyped(a)
+	case localLimitType, globalRouteType:
+		return compileLimiter(a, true)
 	case "envoy.extensions.filters.http.cors.v3.CorsPolicy":
 		p := &corsv3.CorsPolicy{}
 		if err := a.UnmarshalTo(p); err != nil {
@@ -149,6 +154,9 @@ func compileOverride(a *anypb.Any) (HTTP, error) {
 func Effective(f Named, by ...Overrides) HTTP {
 	for _, b := range slices.Backward(by) {
 		if o, ok := b[f.Name]; ok {
+			if _, change := o.(*GlobalRoute); change {
+				return f.Filter // it does not replace the filter, see GlobalChange
+			}
 			return o
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -18,8 +19,9 @@ type failure struct {
 	flag   string // Envoy's response flag; empty = none
 	detail string
 	body   string
-	grpc   *int // gRPC status when it does not follow from status
-	close  bool // the connection cannot be used any more
+	grpc   *int        // gRPC status when it does not follow from status
+	close  bool        // the connection cannot be used any more
+	header http.Header // for the answer; nil = none
 	err    error
 }
 
@@ -68,6 +70,7 @@ func (x *exchange) answer(err error) {
 	}
 	x.facts.detail = f.detail
 	h := http.Header{}
+	maps.Copy(h, f.header)
 	if f.close {
 		h.Set("Connection", "close")
 	}
@@ -75,7 +78,7 @@ func (x *exchange) answer(err error) {
 		x.answerGRPC(f, h)
 		return
 	}
-	if f.body != "" {
+	if _, set := h["Content-Type"]; f.body != "" && !set {
 		h.Set("Content-Type", "text/plain")
 	}
 	if x.chain != nil {

@@ -26,6 +26,8 @@ type Config struct {
 	Log       *obs.Logger
 	Host      string     // this pod's name, for %HOSTNAME%
 	Group     *run.Group // owns what outlives a request: mirrored copies
+	Node      string     // the proxies' own cluster name, for rate limits
+	Limits    Limits
 }
 
 // Handler serves requests and opaque connections.
@@ -36,7 +38,10 @@ type Handler struct {
 }
 
 // New makes a handler.
-func New(cfg Config) *Handler { return &Handler{cfg: cfg} }
+func New(cfg Config) *Handler {
+	cfg.Limits.fill(cfg)
+	return &Handler{cfg: cfg}
+}
 
 // Drain makes every further answer the last one of its connection.
 func (h *Handler) Drain() { h.draining.Store(true) }
@@ -59,6 +64,7 @@ type exchange struct {
 	cancel  context.CancelCauseFunc
 	body    *clientBody
 	sent    bool // the client got response headers
+	limited
 }
 
 // ServeHTTP implements http.Handler.
@@ -88,7 +94,7 @@ func (x *exchange) run() error {
 	}
 	// The filters stand in the order of the configuration: authorization first, then what changes or refuses the request.
 	for _, f := range x.chain.Filters {
-		done, err := x.filter(filters.Effective(f, x.over...))
+		done, err := x.filter(f.Name, filters.Effective(f, x.over...))
 		if err != nil || done {
 			return err
 		}
@@ -181,7 +187,7 @@ func (x *exchange) match() error {
 }
 
 // filter carries out what one filter says; done ends the request without an error.
-func (x *exchange) filter(f filters.HTTP) (done bool, err error) {
+func (x *exchange) filter(name string, f filters.HTTP) (done bool, err error) {
 	switch f := f.(type) {
 	case *filters.RBAC:
 		v := f.Judge(&x.q)
@@ -203,9 +209,15 @@ func (x *exchange) filter(f filters.HTTP) (done bool, err error) {
 			x.respondHeaders(http.StatusOK, http.Header{}, "cors_preflight")
 			return true, nil
 		}
+	case *filters.LocalLimit:
+		return false, x.localLimit(name, f)
+	case *filters.GlobalLimit:
+		return false, x.globalLimit(name, f)
+	case *filters.SetMetadata:
+		x.setMetadata(f)
 	case *filters.Router:
 		return true, x.router()
-	case *filters.GRPCStats, filters.Off:
+	case *filters.GRPCStats, *filters.GlobalRoute, filters.Off:
 	}
 	return false, nil
 }

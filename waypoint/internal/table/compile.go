@@ -38,6 +38,7 @@ func CompileRules(p *routev3.RouteConfiguration) (*Rules, error) {
 	if r.own, err = filters.CompileOverrides(p.GetTypedPerFilterConfig()); err != nil {
 		return fail(err)
 	}
+	r.own.Place(r.Name)
 	for _, v := range p.GetVirtualHosts() {
 		h, err := r.compileHost(v)
 		if err != nil {
@@ -52,7 +53,7 @@ func (r *Rules) compileHost(p *routev3.VirtualHost) (host, error) {
 	h := host{name: p.GetName(), attempts: p.GetIncludeRequestAttemptCount()}
 	if err := strict.Only(p, "name", "domains", "routes", "request_headers_to_add", "request_headers_to_remove",
 		"response_headers_to_add", "response_headers_to_remove", "typed_per_filter_config", "include_request_attempt_count",
-		"retry_policy", "metadata", "virtual_clusters"); err != nil {
+		"retry_policy", "metadata", "virtual_clusters", "rate_limits"); err != nil {
 		return h, err
 	}
 	for _, d := range p.GetDomains() {
@@ -75,6 +76,11 @@ func (r *Rules) compileHost(p *routev3.VirtualHost) (host, error) {
 	if err != nil {
 		return h, fmt.Errorf("retry_policy: %w", err)
 	}
+	limits, err := filters.CompileLimits(p.GetRateLimits())
+	if err != nil {
+		return h, err
+	}
+	h.own.Place(r.Name + "|" + h.name)
 	for i, rp := range p.GetRoutes() {
 		rt, err := compileRoute(rp, retry)
 		if err != nil {
@@ -84,9 +90,21 @@ func (r *Rules) compileHost(p *routev3.VirtualHost) (host, error) {
 		rt.Response = append(rt.Response, h.response, r.Response)
 		rt.Overrides = append([]filters.Overrides{r.own, h.own}, rt.Overrides...)
 		rt.Attempts = h.attempts
+		rt.Limits.Host = limits
+		rt.placeLimits(fmt.Sprintf("%s|%s|%d", r.Name, h.name, i))
 		h.routes = append(h.routes, rt)
 	}
 	return h, nil
+}
+
+// placeLimits names the buckets of what the route and its clusters bring along.
+func (rt *Route) placeLimits(where string) {
+	rt.Overrides[len(rt.Overrides)-1].Place(where)
+	if f, ok := rt.Action.(*Forward); ok {
+		for i := range f.Clusters {
+			f.Clusters[i].Overrides.Place(fmt.Sprintf("%s|%d", where, i))
+		}
+	}
 }
 
 func compileRoute(p *routev3.Route, inherited *Retry) (*Route, error) {
@@ -95,7 +113,7 @@ func compileRoute(p *routev3.Route, inherited *Retry) (*Route, error) {
 		"response_headers_to_remove", "stat_prefix"); err != nil {
 		return nil, err
 	}
-	rt := &Route{Name: p.GetName(), Decorator: p.GetDecorator().GetOperation()}
+	rt := &Route{Name: p.GetName(), Decorator: p.GetDecorator().GetOperation(), Metadata: p.GetMetadata().GetFilterMetadata()}
 	var err error
 	if rt.when, err = compileCondition(p.GetMatch()); err != nil {
 		return nil, fmt.Errorf("match: %w", err)
@@ -116,6 +134,10 @@ func compileRoute(p *routev3.Route, inherited *Retry) (*Route, error) {
 	rt.Overrides = []filters.Overrides{own}
 	switch a := p.GetAction().(type) {
 	case *routev3.Route_Route:
+		if rt.Limits.Route, err = filters.CompileLimits(a.Route.GetRateLimits()); err != nil {
+			return nil, err
+		}
+		rt.Limits.IncludeHost = a.Route.GetIncludeVhRateLimits().GetValue() //nolint:staticcheck // control planes may still send the older field
 		rt.Action, err = compileForward(a.Route, inherited)
 	case *routev3.Route_Redirect:
 		rt.Action, err = compileRedirect(a.Redirect)

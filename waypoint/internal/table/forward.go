@@ -18,7 +18,8 @@ const defaultTimeout = 15 * time.Second
 func compileForward(p *routev3.RouteAction, inherited *Retry) (Action, error) {
 	if err := strict.Only(p, "cluster", "weighted_clusters", "cluster_not_found_response_code", "prefix_rewrite", "regex_rewrite",
 		"host_rewrite_literal", "host_rewrite_header", "auto_host_rewrite", "append_x_forwarded_host", "timeout", "idle_timeout",
-		"retry_policy", "request_mirror_policies", "hash_policy", "max_grpc_timeout", "upgrade_configs", "max_stream_duration"); err != nil {
+		"retry_policy", "request_mirror_policies", "hash_policy", "max_grpc_timeout", "upgrade_configs", "max_stream_duration",
+		"rate_limits", "include_vh_rate_limits"); err != nil {
 		return nil, err
 	}
 	if d := p.GetIdleTimeout().AsDuration(); d != 0 {

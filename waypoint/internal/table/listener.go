@@ -140,6 +140,11 @@ func compileChain(p *listenerv3.FilterChain) (*Chain, error) {
 		}
 		h, err := compileManager(m)
 		c.HTTP = h
+		if err == nil {
+			for _, f := range h.Filters {
+				f.Place("chain " + c.Name)
+			}
+		}
 		return c, err
 	case "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":
 		m := &tcpproxyv3.TcpProxy{}

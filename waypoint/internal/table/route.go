@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/types/known/structpb"
+
 	"github.com/marrowmesh/marrow/waypoint/internal/filters"
 	"github.com/marrowmesh/marrow/waypoint/internal/match"
 )
@@ -41,6 +43,8 @@ type Route struct {
 	Response  []Mutations
 	Overrides []filters.Overrides // from general to specific
 	Attempts  bool
+	Limits    filters.RouteLimits
+	Metadata  map[string]*structpb.Struct
 }
 
 // Action is what a route does with a request: *Forward, *Redirect or *Direct.

@@ -50,6 +50,7 @@ type Telemetry struct {
 	sent     *prometheus.HistogramVec
 	messages [2]*prometheus.CounterVec // from and to the client
 	tcp      tcpSeries
+	limits   *prometheus.CounterVec
 
 	mu    sync.Mutex
 	out   io.Writer
@@ -92,7 +93,7 @@ func New(r prometheus.Registerer, out io.Writer) *Telemetry {
 			received: obs.Counter(r, "istio_tcp_received_bytes_total", "Bytes from clients on opaque connections.", tcp...),
 			sent:     obs.Counter(r, "istio_tcp_sent_bytes_total", "Bytes to clients on opaque connections.", tcp...),
 		},
-		out: out, conns: map[*live]struct{}{},
+		limits: limitSeries(r), out: out, conns: map[*live]struct{}{},
 	}
 }
 
