@@ -128,6 +128,8 @@ func TestNormalize(t *testing.T) {
 		{base, "/ä", "/%C3%A4"},
 		{base, "/.well-known/x", "/.well-known/x"},
 		{base, "/...", "/..."},
+		{base, "/;x", "/;x"},
+		{base, "/...;x/a;y", "/...;x/a;y"},
 		{merge, "//a///b", "/a/b"},
 		{decode, "/a%2F..%5Cb", "/b"},
 		{Normalization{}, "/a/../b", "/a/../b"},
@@ -138,7 +140,7 @@ func TestNormalize(t *testing.T) {
 			t.Errorf("%+v %q: got %q, %v, want %q", tc.n, tc.in, got, err, tc.want)
 		}
 	}
-	for _, bad := range []string{"/%", "/%2", "/%zz", "/%00", "/a b", "/a\x7f"} {
+	for _, bad := range []string{"/%", "/%2", "/%zz", "/%00", "/a b", "/a\x7f", "/a/..;/b", "/.;x", "/%2e%2e%3b/a", "/;x/a"} {
 		if got, _, err := base.Apply(bad); err == nil {
 			t.Errorf("%q became %q, want a refusal", bad, got)
 		}
@@ -148,6 +150,19 @@ func TestNormalize(t *testing.T) {
 	}
 	if _, redirect, _ := (Normalization{Slashes: SlashRedirect}).Apply("/a%2fb"); !redirect {
 		t.Error("an escaped slash was not redirected")
+	}
+}
+
+func TestCheckAuthority(t *testing.T) {
+	for _, good := range []string{"", "web", "web:80", "a_b.example.", "10.0.0.1:80", "[::1]", "[2001:db8::1]:443", "xn--a.example"} {
+		if err := CheckAuthority(good); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, bad := range []string{"a@b", "a/b", "a b", "a,b", "a%2eb", "[a]", "[a]:80", "[::1", "[::1]x", "[1.2.3.4]", "a\\b", "a\x00", "\xc3\xa9", "*", "a?b", "a#b"} {
+		if CheckAuthority(bad) == nil {
+			t.Errorf("%q passed", bad)
+		}
 	}
 }
 
@@ -163,6 +178,9 @@ func TestSplitTarget(t *testing.T) {
 		{in: "*", path: "*"},
 		{in: "/a#b", bad: true},
 		{in: "a/b", bad: true},
+		{in: "/a b", bad: true},
+		{in: "/a?b HTTP/1.1", bad: true},
+		{in: "/a?\x7f", bad: true},
 	}
 	for _, tc := range tests {
 		p, q, err := SplitTarget(tc.in)

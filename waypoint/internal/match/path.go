@@ -45,8 +45,13 @@ func SplitTarget(target string) (path, query string, err error) {
 		}
 		target = rest
 	}
-	if strings.ContainsRune(target, '#') {
-		return "", "", fmt.Errorf("target has a fragment: %w", ErrBadPath)
+	for i := range len(target) {
+		switch c := target[i]; {
+		case c == '#':
+			return "", "", fmt.Errorf("target has a fragment: %w", ErrBadPath)
+		case c <= ' ' || c == 0x7f: // HTTP/2 can carry it, but the request line of HTTP/1 would mean something else
+			return "", "", fmt.Errorf("target has the character %#x: %w", c, ErrBadPath)
+		}
 	}
 	path, query, _ = strings.Cut(target, "?")
 	return path, query, nil
@@ -105,7 +110,7 @@ func plain(p string) bool {
 		switch c := p[i]; {
 		case c == '%' || c == '\\' || c <= ' ' || c >= 0x7f:
 			return false
-		case c == '.' && i > 0 && p[i-1] == '/':
+		case (c == '.' || c == ';') && i > 0 && p[i-1] == '/':
 			return false
 		}
 	}
@@ -146,7 +151,30 @@ func canonicalPath(p string) (string, error) {
 			b = append(b, c)
 		}
 	}
+	if err := checkParameters(string(b)); err != nil {
+		return "", err
+	}
 	return removeDots(string(b)), nil
+}
+
+// checkParameters refuses "..;x" and its like: applications that cut parameters off a segment would see the dots alone, or nothing at
+// all, and resolve to another path than policies saw. "/;x" at the end is the root with a parameter and stays.
+func checkParameters(p string) error {
+	for rest, more := p[1:], true; more; {
+		var s string
+		s, rest, more = strings.Cut(rest, "/")
+		dots := 0
+		for dots < len(s) && s[dots] == '.' {
+			dots++
+		}
+		if dots > 2 || !strings.HasPrefix(s[dots:], ";") && !strings.HasPrefix(s[dots:], "%3B") {
+			continue
+		}
+		if dots > 0 || more {
+			return fmt.Errorf("path has the segment %q, a parameter of nothing: %w", s, ErrBadPath)
+		}
+	}
+	return nil
 }
 
 func removeDots(p string) string {

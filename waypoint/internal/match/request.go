@@ -63,10 +63,18 @@ func (q *Request) FullPath() string {
 // CheckAuthority refuses an authority that is more than a host and a port: what an application would make of it is not known, so no
 // policy on hosts could be right about it. An empty one is as good as a host that no policy names.
 func CheckAuthority(a string) error {
-	for i := range len(a) {
-		switch c := a[i]; {
+	host := a
+	if inner, ok := strings.CutPrefix(a, "["); ok {
+		ip, port, closed := strings.Cut(inner, "]")
+		if addr, err := netip.ParseAddr(ip); !closed || err != nil || !addr.Is6() || port != "" && port[0] != ':' {
+			return fmt.Errorf("authority %q has brackets around something other than an IPv6 address: %w", a, ErrBadPath)
+		}
+		host = port
+	}
+	for i := range len(host) {
+		switch c := host[i]; {
 		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
-		case strings.IndexByte("-._~:[]*", c) >= 0:
+		case c == '-', c == '.', c == '_', c == '~', c == ':':
 		default:
 			return fmt.Errorf("authority %q has the character %q: %w", a, c, ErrBadPath)
 		}
