@@ -2,6 +2,7 @@ package app
 
 import (
 	"fmt"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -35,8 +36,8 @@ type engine struct {
 	pipeline  *ambient.Pipeline
 	rows      rows
 	addresses map[string]*workload.Address
-	// waypoints that have resources published.
-	waypoints map[types.NamespacedName]bool
+	// waypoints that have resources published, with the places that they were published for.
+	waypoints map[types.NamespacedName]map[waypoint.Place]bool
 	// found are the objects that the waypoints' derivation had something to say about.
 	found map[manifest.Key]bool
 }
@@ -45,7 +46,7 @@ func newEngine(cfg config.Config, log *obs.Logger, objects objectStore, served *
 	return &engine{
 		cfg: cfg, log: log, objects: objects, served: served, status: st, pods: pods,
 		pipeline: ambient.NewPipeline(ambient.Config{ClusterID: cfg.ClusterID, Domain: cfg.ClusterDomain, SystemNamespace: cfg.RootNamespace, Revision: cfg.Revision}),
-		rows:     rows{}, addresses: map[string]*workload.Address{}, waypoints: map[types.NamespacedName]bool{}, found: map[manifest.Key]bool{},
+		rows:     rows{}, addresses: map[string]*workload.Address{}, waypoints: map[types.NamespacedName]map[waypoint.Place]bool{}, found: map[manifest.Key]bool{},
 	}
 }
 
@@ -167,28 +168,51 @@ func (e *engine) publishWaypoints() {
 	})
 	findings := map[manifest.Key][]waypoint.Finding{}
 	for n, in := range inputs {
-		res, found := waypoint.Derive(in)
-		var changes []publish.Change
-		for _, url := range waypointTypes() {
-			changes = append(changes, e.served.Diff(serve.WaypointScope(n.Namespace, n.Name), url, packed(res.Pack(url))))
+		if e.waypoints[n] == nil {
+			e.waypoints[n] = map[waypoint.Place]bool{}
 		}
-		e.served.Publish(changes...)
-		e.waypoints[n] = true
-		for _, f := range found {
-			k := findingKey(f)
-			findings[k] = append(findings[k], f)
+		for _, p := range in.Places {
+			e.waypoints[n][p] = true
+		}
+		places := e.waypoints[n]
+		if len(places) == 0 { // before the first pod: what is wrong with an object is told, and the first pod need not wait
+			places = map[waypoint.Place]bool{{}: true}
+		} else if !places[waypoint.Place{}] {
+			e.withdraw(n, waypoint.Place{})
+		}
+		for p := range places {
+			in.Place = p
+			res, found := waypoint.Derive(in)
+			var changes []publish.Change
+			for _, url := range waypointTypes() {
+				changes = append(changes, e.served.Diff(serve.WaypointScope(n.Namespace, n.Name, p.String()), url, packed(res.Pack(url))))
+			}
+			e.served.Publish(changes...)
+			for _, f := range found {
+				k := findingKey(f)
+				if !slices.Contains(findings[k], f) {
+					findings[k] = append(findings[k], f)
+				}
+			}
 		}
 	}
-	for n := range e.waypoints {
+	for n, places := range e.waypoints {
 		if _, still := inputs[n]; still {
 			continue
 		}
 		delete(e.waypoints, n)
-		for _, url := range waypointTypes() {
-			e.served.Replace(serve.WaypointScope(n.Namespace, n.Name), url, nil)
+		for p := range places {
+			e.withdraw(n, p)
 		}
+		e.withdraw(n, waypoint.Place{})
 	}
 	e.tell(findings)
+}
+
+func (e *engine) withdraw(n types.NamespacedName, p waypoint.Place) {
+	for _, url := range waypointTypes() {
+		e.served.Replace(serve.WaypointScope(n.Namespace, n.Name, p.String()), url, nil)
+	}
 }
 
 // routeStatuses says of the mesh's routes whether they are accepted by their parents and find their backends.

@@ -153,7 +153,7 @@ spec:
 		}
 		return true
 	})
-	scope := serve.WaypointScope("shop", "wp")
+	scope := serve.WaypointScope("shop", "wp", "")
 	eventually(t, "it has listeners and no route to anything", func() bool {
 		return strings.Contains(p.names(scope, xds.ListenerType), "connect_terminate") && !strings.Contains(p.names(scope, xds.RouteType), "web.shop")
 	})
@@ -202,5 +202,48 @@ spec:
 	eventually(t, "a deleted waypoint's resources are withdrawn", func() bool { return p.names(scope, xds.ListenerType) == "" })
 	if _, err := p.store.Get(key("apps", "Deployment")); err == nil {
 		t.Fatal("the Deployment outlived its Gateway")
+	}
+}
+
+// TestWaypointPodsByPlace: pods in different zones get resources of their own, because what is near differs.
+func TestWaypointPodsByPlace(t *testing.T) {
+	p := start(t)
+	pod := func(n string) string {
+		return `
+---
+apiVersion: v1
+kind: Node
+metadata: {name: node-` + n + `, labels: {topology.kubernetes.io/region: r, topology.kubernetes.io/zone: z` + n + `}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: wp-` + n + `, namespace: shop, labels: {gateway.networking.k8s.io/gateway-name: wp}}
+spec: {serviceAccountName: wp, nodeName: node-` + n + `, containers: [{name: c, image: x}]}
+status: {phase: Running, podIP: 10.244.1.` + n + `, podIPs: [{ip: 10.244.1.` + n + `}]}
+`
+	}
+	p.apply(t, web+`
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp, namespace: shop, labels: {istio.io/waypoint-for: service}}
+spec:
+  gatewayClassName: istio-waypoint
+  listeners: [{name: mesh, port: 15008, protocol: HBONE}]
+`+pod("1")+pod("2"))
+	for _, place := range []string{"r/z1/", "r/z2/"} {
+		scope := serve.WaypointScope("shop", "wp", place)
+		eventually(t, "resources for "+place, func() bool { return strings.Contains(p.names(scope, xds.ListenerType), "connect_terminate") })
+	}
+	eventually(t, "nothing is kept for an unknown place", func() bool {
+		return p.names(serve.WaypointScope("shop", "wp", ""), xds.ListenerType) == ""
+	})
+	x := newPodIndex()
+	x.apply([]source.Event{
+		{Key: manifest.Key{Kind: "Node", Name: "n"}, Object: &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{"topology.kubernetes.io/region": "r", "topology.kubernetes.io/zone": "z1"}}}},
+		{Key: manifest.Key{Kind: "Pod", Namespace: "shop", Name: "p"}, Object: &corev1.Pod{Spec: corev1.PodSpec{NodeName: "n"}}},
+	})
+	if got := x.PlaceOf("shop", "p"); got != "r/z1/" {
+		t.Errorf("place %q", got)
 	}
 }

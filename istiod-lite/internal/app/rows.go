@@ -15,6 +15,7 @@ import (
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/bind"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/gateway"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/kube"
+	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/waypoint"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/source"
 )
 
@@ -73,6 +74,8 @@ func ours[T manifest.Object](list []T, revision string) []T {
 type podIndex struct {
 	mu   sync.RWMutex
 	pods map[manifest.Key]*corev1.Pod
+	// nodes tells where they are.
+	nodes map[string]kube.Locality
 	// accounts counts the pods that have not ended, by where and who they are.
 	accounts map[account]int
 }
@@ -80,7 +83,7 @@ type podIndex struct {
 type account struct{ node, namespace, name string }
 
 func newPodIndex() *podIndex {
-	return &podIndex{pods: map[manifest.Key]*corev1.Pod{}, accounts: map[account]int{}}
+	return &podIndex{pods: map[manifest.Key]*corev1.Pod{}, nodes: map[string]kube.Locality{}, accounts: map[account]int{}}
 }
 
 func accountOf(p *corev1.Pod) (account, bool) {
@@ -92,6 +95,12 @@ func (x *podIndex) apply(events []source.Event) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, e := range events {
+		if e.Key.Group == "" && e.Key.Kind == "Node" {
+			delete(x.nodes, e.Key.Name)
+			if n, ok := e.Object.(*corev1.Node); ok {
+				x.nodes[n.Name] = kube.NodeLocality(n.Labels)
+			}
+		}
 		if e.Key.Group != "" || e.Key.Kind != "Pod" {
 			continue
 		}
@@ -144,4 +153,16 @@ func (x *podIndex) GatewayOf(namespace, pod string) (string, bool) {
 	}
 	name := p.Labels[kube.LabelGatewayName]
 	return name, name != ""
+}
+
+// PlaceOf implements serve.Gateways.
+func (x *podIndex) PlaceOf(namespace, pod string) string {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	p := x.pods[manifest.Key{Kind: "Pod", Namespace: namespace, Name: pod}]
+	if p == nil {
+		return ""
+	}
+	l := x.nodes[p.Spec.NodeName]
+	return waypoint.Place{Region: l.Region, Zone: l.Zone, Subzone: l.Subzone}.String()
 }

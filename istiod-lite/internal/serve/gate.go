@@ -18,8 +18,14 @@ import (
 // MeshScope is where the addresses and authorizations for node proxies are published.
 const MeshScope = "mesh"
 
-// WaypointScope is where one waypoint's resources are published.
-func WaypointScope(namespace, gateway string) string { return "waypoint/" + namespace + "/" + gateway }
+// WaypointScope is where one waypoint's resources are published, for its pods in one place; an unknown place is empty.
+func WaypointScope(namespace, gateway, place string) string {
+	scope := "waypoint/" + namespace + "/" + gateway
+	if place != "" {
+		scope += "/" + place
+	}
+	return scope
+}
 
 // Authenticator tells who makes a call.
 type Authenticator interface {
@@ -29,6 +35,8 @@ type Authenticator interface {
 // Gateways tells which Gateway a pod is an instance of.
 type Gateways interface {
 	GatewayOf(namespace, pod string) (gateway string, ok bool)
+	// PlaceOf is where the pod runs, as a place is written in a scope; empty = not known.
+	PlaceOf(namespace, pod string) string
 }
 
 // Gate implements [xds.Gatekeeper].
@@ -111,7 +119,7 @@ func (g *Gate) admitWaypoint(caller authn.Caller, node *corev3.Node) (xds.Admiss
 		// The pod may be younger than our news of it.
 		return xds.Admission{}, g.refuse(node.GetId(), codes.Unavailable, fmt.Sprintf("pod %s/%s is not known as an instance of a Gateway (label gateway.networking.k8s.io/gateway-name); try again", ns, caller.PodName))
 	}
-	scope := WaypointScope(ns, gateway)
+	scope := WaypointScope(ns, gateway, g.Gateways.PlaceOf(ns, caller.PodName))
 	return xds.Admission{
 		Scope: scope,
 		Types: map[string]bool{

@@ -38,6 +38,7 @@ func (w who) Caller(context.Context) (authn.Caller, error) { return w.c, w.err }
 type gateways map[string]string
 
 func (g gateways) GatewayOf(ns, pod string) (string, bool) { n, ok := g[ns+"/"+pod]; return n, ok }
+func (gateways) PlaceOf(string, string) string             { return "" }
 
 func gate(caller authn.Caller) (*Gate, *counter) {
 	issuer, store := &counter{}, publish.New()
@@ -130,8 +131,8 @@ func TestWaypointSeesItsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer adm.Subscription.Close()
-	g.Store.Publish(publish.Change{Scope: WaypointScope("shop", "waypoint"), URL: xds.ClusterType, Updated: []xds.Resource{{Name: "mine", Version: "1"}}},
-		publish.Change{Scope: WaypointScope("shop", "other"), URL: xds.ClusterType, Updated: []xds.Resource{{Name: "foreign", Version: "1"}}})
+	g.Store.Publish(publish.Change{Scope: WaypointScope("shop", "waypoint", ""), URL: xds.ClusterType, Updated: []xds.Resource{{Name: "mine", Version: "1"}}},
+		publish.Change{Scope: WaypointScope("shop", "other", ""), URL: xds.ClusterType, Updated: []xds.Resource{{Name: "foreign", Version: "1"}}})
 	if got := adm.Subscription.List(xds.ClusterType); len(got) != 1 || got[0].Name != "mine" {
 		t.Fatalf("sees %v", got)
 	}

@@ -1,6 +1,7 @@
 package bind
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -145,6 +146,7 @@ func (j *join) addWorkload(w *workload.Workload) {
 		}
 		j.endpoints[key] = append(j.endpoints[key], waypoint.Endpoint{
 			Workload: j.workload(w), Targets: targets, Healthy: w.GetStatus() == workload.WorkloadStatus_HEALTHY,
+			Weight: w.GetCapacity().GetValue(),
 		})
 	}
 }
@@ -154,6 +156,7 @@ func (j *join) workload(w *workload.Workload) waypoint.Workload {
 		UID: w.GetUid(), Namespace: w.GetNamespace(), Name: w.GetWorkloadName(), HBONE: w.GetTunnelProtocol() == workload.TunnelProtocol_HBONE,
 		ServiceAccount: w.GetServiceAccount(), TrustDomain: w.GetTrustDomain(), CanonicalName: w.GetCanonicalName(), CanonicalRevision: w.GetCanonicalRevision(),
 		Region: w.GetLocality().GetRegion(), Zone: w.GetLocality().GetZone(), Subzone: w.GetLocality().GetSubzone(),
+		Network: w.GetNetwork(), Node: w.GetNode(),
 	}
 	if out.TrustDomain == "" {
 		out.TrustDomain = j.w.Mesh.TrustDomain
@@ -186,6 +189,7 @@ func (j *join) input(g *gatewayv1.Gateway) waypoint.Input {
 		HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes, VirtualServices: o.VirtualServices, DestinationRules: o.DestinationRules, Policies: o.Policies,
 	}
 	in.Mesh.IPv6 = j.hasIPv6(g)
+	j.locate(g, &in)
 	at := j.addressesOf(g)
 	for _, s := range j.services {
 		in.Services = append(in.Services, j.service(s, at.names(s.GetWaypoint()) || at.namesAny(s.GetWeightedWaypoints())))
@@ -196,6 +200,40 @@ func (j *join) input(g *gatewayv1.Gateway) waypoint.Input {
 		}
 	}
 	return in
+}
+
+// locate says where the waypoint's pods run.
+func (j *join) locate(g *gatewayv1.Gateway, in *waypoint.Input) {
+	seen := map[waypoint.Place]bool{}
+	for _, w := range j.workloads {
+		p := j.pods[types.NamespacedName{Namespace: w.GetNamespace(), Name: w.GetName()}]
+		if p == nil || p.Namespace != g.Namespace || p.Labels[kube.LabelGatewayName] != g.Name {
+			continue
+		}
+		l := w.GetLocality()
+		seen[waypoint.Place{Region: l.GetRegion(), Zone: l.GetZone(), Subzone: l.GetSubzone()}] = true
+		in.Network, in.Labels = w.GetNetwork(), p.Labels
+	}
+	in.Places = slices.SortedFunc(maps.Keys(seen), func(a, b waypoint.Place) int { return strings.Compare(a.String(), b.String()) })
+}
+
+// preferred are the labels that stand for a service's wish to stay near.
+func preferred(lb *workload.LoadBalancing) []string {
+	if lb.GetMode() != workload.LoadBalancing_FAILOVER {
+		return nil
+	}
+	names := map[workload.LoadBalancing_Scope]string{
+		workload.LoadBalancing_NETWORK: "topology.istio.io/network", workload.LoadBalancing_REGION: "topology.kubernetes.io/region",
+		workload.LoadBalancing_ZONE: "topology.kubernetes.io/zone", workload.LoadBalancing_SUBZONE: "topology.istio.io/subzone",
+		workload.LoadBalancing_NODE: "kubernetes.io/hostname", workload.LoadBalancing_CLUSTER: "topology.istio.io/cluster",
+	}
+	var out []string
+	for _, s := range lb.GetRoutingPreference() {
+		if name := names[s]; name != "" {
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
 // hasIPv6 says that the waypoint's pods have IPv6 addresses. Envoy refuses a listener for a family that its host lacks.
@@ -218,7 +256,7 @@ func (j *join) service(s *workload.Service, bound bool) waypoint.Service {
 	m := j.meta[key]
 	out := waypoint.Service{
 		Kind: m.kind, Namespace: s.GetNamespace(), Name: m.name, Hostname: s.GetHostname(), Created: m.created,
-		Endpoints: slices.Clone(j.endpoints[key]), Bound: bound,
+		Endpoints: slices.Clone(j.endpoints[key]), Bound: bound, Prefer: preferred(s.GetLoadBalancing()),
 	}
 	for _, a := range s.GetAddresses() {
 		if a.Length != nil && a.GetLength() < uint32(8*len(a.GetAddress())) {

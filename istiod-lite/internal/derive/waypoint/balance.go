@@ -20,12 +20,19 @@ func applyBalancer(c *clusterv3.Cluster, lb *networkingapi.LoadBalancerSettings)
 	c.CommonLbConfig.HealthyPanicThreshold = &typev3.Percent{Value: 0}
 	hash := lb.GetConsistentHash()
 	if hash == nil {
+		slow := slowStart(lb)
 		switch lb.GetSimple() {
 		case networkingapi.LoadBalancerSettings_RANDOM:
 			c.LbPolicy = clusterv3.Cluster_RANDOM
 		case networkingapi.LoadBalancerSettings_ROUND_ROBIN:
 			c.LbPolicy = clusterv3.Cluster_ROUND_ROBIN
+			if slow != nil {
+				c.LbConfig = &clusterv3.Cluster_RoundRobinLbConfig_{RoundRobinLbConfig: &clusterv3.Cluster_RoundRobinLbConfig{SlowStartConfig: slow}}
+			}
 		default: // the mesh's default stands
+			if slow != nil {
+				c.LbConfig = &clusterv3.Cluster_LeastRequestLbConfig_{LeastRequestLbConfig: &clusterv3.Cluster_LeastRequestLbConfig{SlowStartConfig: slow}}
+			}
 		}
 		return
 	}
@@ -43,6 +50,25 @@ func applyBalancer(c *clusterv3.Cluster, lb *networkingapi.LoadBalancerSettings)
 		// Envoy wants maximum >= minimum.
 		MaximumRingSize: wrapperspb.UInt64(8 << 20),
 	}}
+}
+
+// slowStart gives fresh endpoints little at first.
+func slowStart(lb *networkingapi.LoadBalancerSettings) *clusterv3.Cluster_SlowStartConfig {
+	window, w := lb.GetWarmupDurationSecs(), lb.GetWarmup() // the first of older rules
+	if w != nil {
+		window = w.GetDuration()
+	}
+	if window.AsDuration() <= 0 {
+		return nil
+	}
+	out := &clusterv3.Cluster_SlowStartConfig{SlowStartWindow: window}
+	if a := w.GetAggression(); a.GetValue() > 0 {
+		out.Aggression = &corev3.RuntimeDouble{DefaultValue: a.GetValue(), RuntimeKey: "marrow.slow_start.aggression"}
+	}
+	if m := w.GetMinimumPercent(); m != nil {
+		out.MinWeightPercent = &typev3.Percent{Value: min(max(m.GetValue(), 0), 100)}
+	}
+	return out
 }
 
 // hashPolicy says what a consistent-hash cluster hashes.
@@ -96,20 +122,31 @@ func applyConnections(c *clusterv3.Cluster, pool *networkingapi.ConnectionPoolSe
 
 func seconds(d *durationpb.Duration) uint32 { return uint32(d.AsDuration() / time.Second) }
 
-func breakers(pool *networkingapi.ConnectionPoolSettings) *clusterv3.CircuitBreakers {
+func breakers(pool *networkingapi.ConnectionPoolSettings, budget *networkingapi.TrafficPolicy_RetryBudget) *clusterv3.CircuitBreakers {
 	limit := func(n int32) *wrapperspb.UInt32Value {
 		if n <= 0 {
 			return uintValue(unlimited)
 		}
 		return uintValue(uint32(n))
 	}
-	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+	t := &clusterv3.CircuitBreakers_Thresholds{
 		MaxConnections:     limit(pool.GetTcp().GetMaxConnections()),
 		MaxPendingRequests: limit(pool.GetHttp().GetHttp1MaxPendingRequests()),
 		MaxRequests:        limit(pool.GetHttp().GetHttp2MaxRequests()),
 		MaxRetries:         limit(pool.GetHttp().GetMaxRetries()),
 		TrackRemaining:     true,
-	}}}
+	}
+	if budget != nil { // stands in the place of the number
+		t.MaxRetries = nil
+		t.RetryBudget = &clusterv3.CircuitBreakers_Thresholds_RetryBudget{BudgetPercent: &typev3.Percent{Value: 20}}
+		if p := budget.GetPercent(); p != nil {
+			t.RetryBudget.BudgetPercent.Value = min(max(p.GetValue(), 0), 100)
+		}
+		if n := budget.GetMinRetryConcurrency(); n > 0 {
+			t.RetryBudget.MinRetryConcurrency = uintValue(n)
+		}
+	}
+	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{t}}
 }
 
 // serviceHTTPOptions speaks to the application what its port declares, or what the client spoke.
@@ -122,10 +159,16 @@ func serviceHTTPOptions(p Protocol, pool *networkingapi.ConnectionPoolSettings) 
 	if n := h.GetMaxRequestsPerConnection(); n > 0 {
 		common.MaxRequestsPerConnection = uintValue(uint32(n))
 	}
+	if t := pool.GetTcp().GetMaxConnectionDuration(); t.AsDuration() > 0 {
+		common.MaxConnectionDuration = t
+	}
 	o := &httpv3.HttpProtocolOptions{CommonHttpProtocolOptions: common}
 	h2 := &corev3.Http2ProtocolOptions{}
 	if n := h.GetMaxConcurrentStreams(); n > 0 {
 		h2.MaxConcurrentStreams = uintValue(uint32(n))
+	}
+	if k := h.GetHttp2KeepAlive(); k.GetInterval().AsDuration() > 0 && k.GetTimeout().AsDuration() > 0 {
+		h2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: k.GetInterval(), Timeout: k.GetTimeout()}
 	}
 	switch {
 	case h.GetUseClientProtocol(), p == Sniffed:
@@ -151,6 +194,8 @@ func outlierDetection(c *clusterv3.Cluster, o *networkingapi.OutlierDetection) *
 		ConsecutiveLocalOriginFailure:      o.GetConsecutiveLocalOriginFailures(),
 		EnforcingConsecutive_5Xx:           uintValue(100),
 		EnforcingConsecutiveGatewayFailure: uintValue(0),
+		// A tenth of three endpoints is none: somebody who asks for ejection means one at least.
+		AlwaysEjectOneHost: boolValue(true),
 	}
 	if e := o.GetConsecutive_5XxErrors(); e != nil {
 		out.Consecutive_5Xx = e

@@ -83,7 +83,7 @@ func hopCluster(name, listener string) *clusterv3.Cluster {
 				}},
 			}}}},
 		},
-		CircuitBreakers: breakers(nil),
+		CircuitBreakers: breakers(nil, nil),
 		TransportSocket: internalUpstream(rawBuffer()),
 		TypedExtensionProtocolOptions: httpOptions(&httpv3.HttpProtocolOptions{
 			CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(5 * time.Minute)},
@@ -105,13 +105,18 @@ func (d *derivation) serviceCluster(name string, want clusterWant) *clusterv3.Cl
 		ConnectTimeout:       durationpb.New(connectTimeout),
 		LbPolicy:             clusterv3.Cluster_LEAST_REQUEST,
 		CommonLbConfig:       &clusterv3.Cluster_CommonLbConfig{},
-		CircuitBreakers:      breakers(policy.GetConnectionPool()),
+		CircuitBreakers:      breakers(policy.GetConnectionPool(), policy.GetRetryBudget()),
 		Metadata:             serviceMetadata(s, want.subset),
 	}
 	if want.http {
 		c.TypedExtensionProtocolOptions = httpOptions(serviceHTTPOptions(want.port.Protocol, policy.GetConnectionPool()))
 	}
 	applyBalancer(c, policy.GetLoadBalancer())
+	if near := d.nearness(s, policy); near.active {
+		c.CommonLbConfig.LocalityConfigSpecifier = &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig_{
+			LocalityWeightedLbConfig: &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig{},
+		}
+	}
 	applyConnections(c, policy.GetConnectionPool())
 	c.OutlierDetection = outlierDetection(c, policy.GetOutlierDetection())
 	c.TransportSocket = internalUpstream(rawBuffer())
@@ -132,9 +137,6 @@ func (d *derivation) unsupported(rules *destination, policy *networkingapi.Traff
 	}
 	if policy.GetLoadBalancer().GetSimple() == networkingapi.LoadBalancerSettings_PASSTHROUGH {
 		report("loadBalancer.simple PASSTHROUGH is not supported at a waypoint; requests are balanced")
-	}
-	if policy.GetLoadBalancer().GetLocalityLbSetting() != nil {
-		report("loadBalancer.localityLbSetting is not supported yet; endpoints of all localities are used alike")
 	}
 }
 

@@ -2,6 +2,7 @@ package waypoint
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -12,41 +13,66 @@ import (
 
 type locality struct{ region, zone, subzone string }
 
-// assignment lists the endpoints of a cluster, by locality and address.
+func (l locality) compare(o locality) int {
+	return cmp.Or(cmp.Compare(l.region, o.region), cmp.Compare(l.zone, o.zone), cmp.Compare(l.subzone, o.subzone))
+}
+
+// assignment lists the endpoints of a cluster, by priority, locality and address.
 func (d *derivation) assignment(name string, want clusterWant) *endpointv3.ClusterLoadAssignment {
 	out := &endpointv3.ClusterLoadAssignment{ClusterName: name}
 	rules := d.rules.forService(want.service)
-	if originatesTLS(rules.policy(want.port.Number, want.subset)) {
+	policy := rules.policy(want.port.Number, want.subset)
+	if originatesTLS(policy) {
 		return out
 	}
 	var labels map[string]string
 	if want.subset != "" {
 		labels = rules.subset(want.subset).GetLabels()
 	}
-	endpoints := slices.Clone(want.service.Endpoints)
-	slices.SortFunc(endpoints, func(a, b Endpoint) int {
-		return cmp.Or(cmp.Compare(a.Region, b.Region), cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Subzone, b.Subzone),
-			firstAddress(a).Compare(firstAddress(b)), cmp.Compare(a.UID, b.UID))
-	})
-	var last locality
-	for i := range endpoints {
-		e := &endpoints[i]
-		target, served := e.Targets[want.port.Number]
-		if !served || len(e.Addresses) == 0 || !hasLabels(e.Labels, labels) {
+	near := d.nearness(want.service, policy)
+	// Below a panic threshold every endpoint is tried; one that says it is not ready must not be among them.
+	readyOnly := policy.GetOutlierDetection().GetMinHealthPercent() > 0
+	groups := map[groupKey]*group{}
+	for i := range want.service.Endpoints {
+		e := &want.service.Endpoints[i]
+		if _, served := e.Targets[want.port.Number]; !served || len(e.Addresses) == 0 || !hasLabels(e.Labels, labels) || readyOnly && !e.Healthy {
 			continue
 		}
-		at := locality{e.Region, e.Zone, e.Subzone}
-		if len(out.GetEndpoints()) == 0 || at != last {
-			out.Endpoints = append(out.Endpoints, &endpointv3.LocalityLbEndpoints{
-				Locality: &corev3.Locality{Region: at.region, Zone: at.zone, SubZone: at.subzone},
-			})
-			last = at
+		key := groupKey{locality{e.Region, e.Zone, e.Subzone}, d.priority(&near, e)}
+		g := groups[key]
+		if g == nil {
+			g = &group{groupKey: key}
+			groups[key] = g
 		}
-		group := out.GetEndpoints()[len(out.GetEndpoints())-1]
-		group.LbEndpoints = append(group.LbEndpoints, d.endpoint(e, target))
-		group.LoadBalancingWeight = uintValue(uint32(len(group.GetLbEndpoints())))
+		g.endpoints, g.weight = append(g.endpoints, e), g.weight+uint64(e.weight())
+	}
+	for _, g := range sortedGroups(groups, &near, d.in.Place) {
+		l := &endpointv3.LocalityLbEndpoints{
+			Locality: &corev3.Locality{Region: g.at.region, Zone: g.at.zone, SubZone: g.at.subzone},
+			Priority: g.priority, LoadBalancingWeight: uintValue(uint32(min(g.weight, maxWeight))),
+		}
+		for _, e := range g.endpoints {
+			l.LbEndpoints = append(l.LbEndpoints, d.endpoint(e, e.Targets[want.port.Number]))
+		}
+		out.Endpoints = append(out.Endpoints, l)
 	}
 	return out
+}
+
+// maxWeight is what Envoy allows a priority's localities together; a mesh with more endpoints than that does not exist.
+const maxWeight = 1 << 24
+
+func sortedGroups(by map[groupKey]*group, near *nearness, own Place) []*group {
+	groups := slices.Collect(maps.Values(by))
+	slices.SortFunc(groups, func(a, b *group) int { return cmp.Or(cmp.Compare(a.priority, b.priority), a.at.compare(b.at)) })
+	for _, g := range groups {
+		slices.SortFunc(g.endpoints, func(a, b *Endpoint) int {
+			return cmp.Or(firstAddress(*a).Compare(firstAddress(*b)), cmp.Compare(a.UID, b.UID))
+		})
+	}
+	groups = near.distributed(own, groups)
+	closeGaps(groups)
+	return groups
 }
 
 func (d *derivation) endpoint(e *Endpoint, target uint32) *endpointv3.LbEndpoint {
@@ -71,7 +97,7 @@ func (d *derivation) endpoint(e *Endpoint, target uint32) *endpointv3.LbEndpoint
 		HostIdentifier:      &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: address}},
 		HealthStatus:        health,
 		Metadata:            &corev3.Metadata{FilterMetadata: metadata},
-		LoadBalancingWeight: uintValue(1),
+		LoadBalancingWeight: uintValue(e.weight()),
 	}
 }
 

@@ -18,6 +18,12 @@ type Input struct {
 	Mesh Mesh
 	// Gateway is the waypoint's Gateway object.
 	Gateway types.NamespacedName
+	// Place, Network and Labels are those of the waypoint's pods for which the resources are.
+	Place   Place
+	Network string
+	Labels  map[string]string
+	// Places are all places where its pods run.
+	Places []Place
 	// Services are all that a route may send to; those with Bound are reached through this waypoint.
 	Services []Service
 	// Workloads are the pods that are reached through this waypoint by their own address.
@@ -76,6 +82,8 @@ type Service struct {
 	Ports     []Port
 	Created   time.Time
 	Endpoints []Endpoint
+	// Prefer are labels of place; endpoints that have more of them, from the first on, in common with the waypoint are preferred.
+	Prefer []string
 	// Bound says that the service's traffic passes this waypoint.
 	Bound bool
 }
@@ -96,7 +104,10 @@ type Endpoint struct {
 	// Targets maps service ports to the endpoint's own; a service port that is absent is not served here.
 	Targets map[uint32]uint32
 	Healthy bool
+	Weight  uint32 // 0 = 1
 }
+
+func (e *Endpoint) weight() uint32 { return min(max(e.Weight, 1), maxWeight) }
 
 // Workload is an addressable pod.
 type Workload struct {
@@ -114,6 +125,8 @@ type Workload struct {
 	Region            string
 	Zone              string
 	Subzone           string
+	Network           string
+	Node              string
 }
 
 func (w *Workload) identity() string {

@@ -133,6 +133,12 @@ func (d *destination) policy(port uint32, subset string) *networkingapi.TrafficP
 	if over.GetTls() != nil {
 		out.Tls = over.GetTls()
 	}
+	if over.GetProxyProtocol() != nil {
+		out.ProxyProtocol = over.GetProxyProtocol()
+	}
+	if over.GetRetryBudget() != nil {
+		out.RetryBudget = over.GetRetryBudget()
+	}
 	return out
 }
 
@@ -153,11 +159,13 @@ func forPort(t *networkingapi.TrafficPolicy, port uint32) *networkingapi.Traffic
 		return &networkingapi.TrafficPolicy{
 			LoadBalancer: p.GetLoadBalancer(), ConnectionPool: p.GetConnectionPool(),
 			OutlierDetection: p.GetOutlierDetection(), Tls: p.GetTls(),
+			ProxyProtocol: t.GetProxyProtocol(), RetryBudget: t.GetRetryBudget(), Tunnel: t.GetTunnel(),
 		}
 	}
 	return &networkingapi.TrafficPolicy{
 		LoadBalancer: t.GetLoadBalancer(), ConnectionPool: t.GetConnectionPool(),
 		OutlierDetection: t.GetOutlierDetection(), Tls: t.GetTls(),
+		ProxyProtocol: t.GetProxyProtocol(), RetryBudget: t.GetRetryBudget(), Tunnel: t.GetTunnel(),
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/marrowmesh/marrow/internal/manifest"
+	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/kube"
 )
 
 var update = flag.Bool("update", false, "rewrite the wanted sections of testdata")
@@ -31,6 +32,10 @@ var update = flag.Bool("update", false, "rewrite the wanted sections of testdata
 //	service NAME.NAMESPACE VIP|- PORT/PROTOCOL,... [foreign]
 //	endpoint NAME.NAMESPACE ADDRESS [plain] [unready] [label=value]...
 //	workload NAME.NAMESPACE ADDRESS
+//	prefer NAME.NAMESPACE LABEL,...
+//	place waypoint REGION/ZONE/SUBZONE
+//
+// Of an endpoint's labels, at=REGION/ZONE/SUBZONE and weight=N say more than that.
 func parseWorld(t *testing.T, services, objects []byte) Input {
 	t.Helper()
 	in := Input{
@@ -53,6 +58,11 @@ func parseWorld(t *testing.T, services, objects []byte) Input {
 		case "endpoint":
 			s := &in.Services[at[f[1]]]
 			s.Endpoints = append(s.Endpoints, parseEndpoint(s, f[2:]))
+		case "prefer":
+			in.Services[at[f[1]]].Prefer = strings.Split(f[2], ",")
+		case "place":
+			l := kube.ParseLocality(f[2])
+			in.Place = Place{l.Region, l.Zone, l.Subzone}
 		case "workload":
 			in.Workloads = append(in.Workloads, testWorkload(name, namespace, f[2]))
 		default:
@@ -121,6 +131,15 @@ func parseEndpoint(s *Service, f []string) Endpoint {
 	}
 	for _, word := range f[1:] {
 		switch key, value, label := strings.Cut(word, "="); {
+		case key == "at":
+			l := kube.ParseLocality(value)
+			e.Region, e.Zone, e.Subzone = l.Region, l.Zone, l.Subzone
+		case key == "weight":
+			n, err := strconv.Atoi(value)
+			if err != nil {
+				panic(err)
+			}
+			e.Weight = uint32(n)
 		case label:
 			e.Labels[key] = value
 		case word == "plain":
