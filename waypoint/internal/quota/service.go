@@ -100,7 +100,7 @@ func (c *call) Invoke(ctx context.Context, method string, args, reply any, _ ...
 	if err != nil {
 		return err
 	}
-	end, err := cluster.Begin(host)
+	end, err := cluster.Begin(ctx, host, 2)
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (c *call) Invoke(ctx context.Context, method string, args, reply any, _ ...
 	if err != nil {
 		return err
 	}
-	resp, err := cluster.Transport(host, 2).RoundTrip(req)
+	resp, err := cluster.Transport(host, upstream.Via{Major: 2}).RoundTrip(req)
 	if err != nil {
 		cluster.Report(host, upstream.LocalErr)
 		return err
