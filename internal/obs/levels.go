@@ -3,6 +3,8 @@ package obs
 import (
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -180,4 +182,22 @@ func (l *Levels) Set(filter string, reset bool) error {
 		g.level.Store(int32(levelOf(rules, scope)))
 	}
 	return nil
+}
+
+// Scopes lists the scopes that have loggers, sorted, with the level of each.
+func (l *Levels) Scopes() iter.Seq2[string, string] {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	type row struct{ scope, level string }
+	rows := make([]row, 0, len(l.gates))
+	for _, scope := range slices.Sorted(maps.Keys(l.gates)) {
+		rows = append(rows, row{scope, Level(l.gates[scope].level.Load()).String()})
+	}
+	return func(yield func(string, string) bool) {
+		for _, r := range rows {
+			if !yield(r.scope, r.level) {
+				return
+			}
+		}
+	}
 }

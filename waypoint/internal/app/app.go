@@ -69,8 +69,10 @@ type waypoint struct {
 
 // Run runs a waypoint until ctx ends and the drain after it is over.
 func Run(ctx context.Context, cfg *config.Config, deps Deps) error {
+	ctx, quit := context.WithCancel(ctx)
+	defer quit()
 	g := run.NewGroup(context.WithoutCancel(ctx))
-	w, err := compose(g, cfg, deps)
+	w, err := compose(g, cfg, deps, quit)
 	if err != nil {
 		g.Stop()
 		return errors.Join(err, g.Wait())
@@ -97,7 +99,7 @@ func Run(ctx context.Context, cfg *config.Config, deps Deps) error {
 }
 
 // compose builds the rooms. What it starts runs in g, which outlives the drain.
-func compose(g *run.Group, cfg *config.Config, deps Deps) (*waypoint, error) {
+func compose(g *run.Group, cfg *config.Config, deps Deps, quit func()) (*waypoint, error) {
 	w := &waypoint{cfg: cfg, deps: deps, log: deps.Log, ready: run.NewReady()}
 	id, err := identity.Parse(cfg.Identity)
 	if err != nil {
@@ -140,13 +142,16 @@ func compose(g *run.Group, cfg *config.Config, deps Deps) (*waypoint, error) {
 		return nil, err
 	}
 	w.stats = obs.Metrics(registry)
-	w.admin = obs.NewAdmin(obs.AdminConfig{
-		Title: "Marrow waypoint", Levels: deps.Levels, Pages: map[string]http.Handler{"/stats/prometheus": w.stats},
-		Local: map[string]http.Handler{"/explain": admin.Explain(handler, id)},
-		Dump: func() (any, error) {
-			return admin.Make(cfg, obs.BuildInfo(cfg.IstioVersion).Version, w.in, w.ups, time.Now()), nil
-		},
-	})
+	node, err := node(cfg)
+	if err != nil {
+		return nil, err
+	}
+	pages := (&admin.Sources{
+		Config: cfg, Version: obs.BuildInfo(cfg.IstioVersion).Version, Node: node, Intake: w.in, Upstreams: w.ups, Cert: w.deps.Cert,
+		Stats: registry, Levels: deps.Levels, Pending: w.ready.Pending, Quit: quit, Started: time.Now(), Now: time.Now,
+	}).Pages()
+	pages["/explain"] = admin.Explain(handler, id)
+	w.admin = obs.NewAdmin(obs.AdminConfig{Title: "Marrow waypoint", Local: pages, Pages: map[string]http.Handler{"/stats/prometheus": w.stats}})
 	return w, nil
 }
 
@@ -261,7 +266,7 @@ func (w *waypoint) serve(ctx context.Context, g *run.Group) error {
 
 // drain lets clients go elsewhere and what is open finish, until the deadline.
 func (w *waypoint) drain(ctx context.Context) {
-	w.ready.Task("draining") // never done: not ready any more
+	w.ready.Task(admin.Draining) // never done: not ready any more
 	w.log.Info("draining", obs.F("open", w.front.Open()), obs.F("deadline", w.cfg.Deadline.String()))
 	began := time.Now()
 	w.front.Drain()

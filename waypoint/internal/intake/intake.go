@@ -15,6 +15,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/marrowmesh/marrow/internal/obs"
 	"github.com/marrowmesh/marrow/internal/xds"
@@ -56,12 +57,14 @@ type Intake struct {
 type Refused struct {
 	Type, Name, Version, Reason string
 	Time                        time.Time
+	Body                        *anypb.Any `json:"-"`
 }
 
 // Accepted is a resource in force.
 type Accepted struct {
 	Type, Name, Version string
 	Time                time.Time
+	Body                *anypb.Any `json:"-"` // as it came; nobody changes it
 }
 
 // New makes an empty intake: it serves nothing.
@@ -128,12 +131,12 @@ func judge[P proto.Message, T any](in *Intake, url string, up []xds.Resource, re
 		k := url + "/" + r.Name
 		if err != nil {
 			rejects = append(rejects, xds.Reject{Name: r.Name, Err: err})
-			in.refused[k] = Refused{Type: url, Name: r.Name, Version: r.Version, Reason: err.Error(), Time: now}
+			in.refused[k] = Refused{Type: url, Name: r.Name, Version: r.Version, Reason: err.Error(), Time: now, Body: r.Body}
 			in.log.Warn("resource refused", obs.F("type", url), obs.F("name", r.Name), obs.F("version", r.Version), obs.Err(err))
 			continue
 		}
 		delete(in.refused, k)
-		in.status[k] = Accepted{Type: url, Name: r.Name, Version: r.Version, Time: now}
+		in.status[k] = Accepted{Type: url, Name: r.Name, Version: r.Version, Time: now, Body: r.Body}
 		good[r.Name] = v
 	}
 	for _, name := range removed {
