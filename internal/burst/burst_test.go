@@ -195,6 +195,88 @@ func TestReadsAdapt(t *testing.T) {
 	}
 }
 
+// TestAloneReadsMore: reads grow beyond MaxRead only after nobody else has moved anything for long, and shrink as soon as somebody does.
+func TestAloneReadsMore(t *testing.T) {
+	full := func(f *Feeder, turns int, others uint64) {
+		for range turns {
+			f.ours++ // its own message
+			now := f.seen + f.ours + others
+			f.adapt(f.size, f.size)
+			f.look(now)
+		}
+	}
+	f := &Feeder{size: classes[0] - Head - Tail}
+	full(f, alone-1, 0)
+	if f.size != MaxRead {
+		t.Errorf("size %d before the time, want %d", f.size, MaxRead)
+	}
+	full(f, 5, 0)
+	if f.size != MaxAlone {
+		t.Errorf("size %d alone, want %d", f.size, MaxAlone)
+	}
+	full(f, 1, 1)
+	if f.size != MaxRead {
+		t.Errorf("size %d with a neighbour, want %d", f.size, MaxRead)
+	}
+	for range 10 { // somebody who says something now and then
+		full(f, alone/2, 0)
+		full(f, 1, 1)
+	}
+	if f.size != MaxRead {
+		t.Errorf("size %d beside somebody who talks now and then, want %d", f.size, MaxRead)
+	}
+}
+
+// TestStalledReadersCostNoMore: large slabs that do not come back leave the others with MaxRead.
+func TestStalledReadersCostNoMore(t *testing.T) {
+	if room := classes[firstBig-1] - Head - Tail; room < MaxRead || classes[firstBig] < MaxAlone {
+		t.Fatalf("firstBig is not the first class beyond MaxRead: the one before has %d", room)
+	}
+	var held []*Slab
+	for range mostBig {
+		f := &Feeder{size: MaxAlone}
+		f.space()
+		if f.slab.Room() != MaxAlone {
+			t.Fatalf("slab of %d, want %d", f.slab.Room(), MaxAlone)
+		}
+		held = append(held, f.slab)
+	}
+	f := &Feeder{size: MaxAlone}
+	f.space()
+	if f.slab.Room() != MaxRead || f.size != MaxRead {
+		t.Errorf("slab of %d although %d large ones are out", f.slab.Room(), mostBig)
+	}
+	for _, s := range append(held, f.slab) {
+		s.Free()
+	}
+	if n := big.Load(); n != 0 {
+		t.Errorf("%d large slabs are out", n)
+	}
+}
+
+// TestOwnBeats: what a Feeder moves itself is nobody else's.
+func TestOwnBeats(t *testing.T) {
+	f := &Feeder{size: MaxRead, slab: Get(MaxRead)}
+	f.on = func(_ *Slab, n int) (int, error) { Beat(); return n, nil }
+	f.look(beats.Load())
+	for range 3 {
+		if err := f.show(1000, MaxRead); err != nil {
+			t.Fatal(err)
+		}
+		f.slab = Get(MaxRead)
+		f.look(beats.Load())
+	}
+	if f.calm < 3 {
+		t.Errorf("calm for %d turns, want at least 3", f.calm)
+	}
+	Beat()
+	f.look(beats.Load())
+	if f.calm != 0 {
+		t.Errorf("calm for %d turns beside a neighbour", f.calm)
+	}
+	f.Free()
+}
+
 func TestNothingTakenOfAFullSlab(t *testing.T) {
 	a, b := sockets(t)
 	go func() { _, _ = a.Write(make([]byte, 1<<20)); _ = a.Close() }()

@@ -19,7 +19,10 @@
 //     over is in front of what comes next (TestEveryByteOnce).
 //   - An end that arrives together with data is noticed
 //     (TestEndBehindData).
-//   - Reads grow with full reads in a row and shrink again (TestReadsAdapt).
+//   - Reads grow with full reads in a row and shrink again (TestReadsAdapt);
+//     beyond MaxRead only while nobody else moves anything (TestAloneReadsMore,
+//     TestOwnBeats), and only a few do at a time
+//     (TestStalledReadersCostNoMore).
 //   - Who has much to read lets those run whose sockets have become ready
 //     (TestYieldAsksThePoller).
 //   - Nothing is allocated per read or write (TestNoAllocations).

@@ -27,6 +27,11 @@ type Feeder struct {
 	full int // full reads in a row, negative: small ones
 	ran  int // bytes shown since others could run
 	err  error
+
+	calm  uint8  // turns in a row in which nobody else moved anything
+	seen  uint64 // beats at the end of the last turn
+	ours  uint64 // of the beats since then
+	quiet bool   // nothing moved by others for long: reads may be larger
 }
 
 // NewFeeder makes a Feeder of nc. It uses nc's RawConn if there is one.
@@ -116,6 +121,7 @@ func (f *Feeder) onReady(fd uintptr) bool {
 		if f.ran += n; f.ran >= YieldAfter {
 			f.ran = 0
 			Yield()
+			f.look(beats.Load())
 		}
 	}
 }
@@ -145,7 +151,7 @@ func (f *Feeder) feedPlain() error {
 // space is where the next read goes.
 func (f *Feeder) space() []byte {
 	if f.slab == nil {
-		f.slab = Get(f.size)
+		f.slab = Get(f.allowed())
 	} else if room := f.slab.Room(); f.left > 0 && room-f.left < room/2 && f.size > room {
 		f.grow(f.size)
 	} else if f.left == room && room < MaxRead {
@@ -174,7 +180,9 @@ func (f *Feeder) show(n, asked int) error {
 	f.adapt(n, asked)
 	n += f.left
 	f.left = n
+	before := beats.Load()
 	done, err := f.on(f.slab, n)
+	f.ours += beats.Load() - before
 	f.left = n - done
 	if f.left > 0 && done > 0 {
 		copy(f.slab.B[Head:], f.slab.B[Head+done:Head+n])
@@ -203,8 +211,8 @@ func (f *Feeder) adapt(n, asked int) {
 	switch {
 	case n == asked:
 		f.full = max(f.full, 0) + 1
-		if f.full >= 2 && f.size < MaxRead {
-			f.size, f.full = classFor(f.size+1), 0
+		if f.full >= 2 && f.size < f.most() {
+			f.size, f.full = f.larger(), 0
 		}
 	case n < asked/8:
 		f.full = min(f.full, 0) - 1
@@ -214,6 +222,54 @@ func (f *Feeder) adapt(n, asked int) {
 	default:
 		f.full = 0
 	}
+}
+
+// alone is how many turns of YieldAfter bytes or more nobody else must have
+// moved anything before reads become larger: some tens of milliseconds, so that
+// whoever talks now and then has neighbours that let it.
+const alone = 64
+
+// look takes note of who else did something in the turn that has just ended.
+func (f *Feeder) look(now uint64) {
+	others := now - f.seen - f.ours
+	f.seen, f.ours = now, 0
+	if others == 0 {
+		f.calm = min(f.calm+1, alone)
+	} else {
+		f.calm = 0
+	}
+	if f.quiet = f.calm == alone; !f.quiet {
+		f.size = min(f.size, MaxRead)
+	}
+}
+
+// most is the largest read now. One large read, with all that is done with
+// its bytes, is the time that a neighbour waits; without neighbours it is what
+// costs the least.
+func (f *Feeder) most() int {
+	if f.quiet {
+		return MaxAlone
+	}
+	return MaxRead
+}
+
+// mostBig is how many slabs beyond MaxRead may be in use before reads stay at
+// MaxRead: those whose owners have stalled keep theirs.
+const mostBig = 8
+
+// allowed is the size of the next slab.
+func (f *Feeder) allowed() int {
+	if f.size > MaxRead && big.Load() >= mostBig {
+		f.size = MaxRead
+	}
+	return f.size
+}
+
+func (f *Feeder) larger() int {
+	if f.size >= MaxRead {
+		return MaxAlone
+	}
+	return classFor(f.size + 1)
 }
 
 // classFor is the room of the smallest class that has room for size, at most

@@ -11,10 +11,12 @@ const (
 	Head = 16
 	// Tail is how many bytes of a slab are behind its data.
 	Tail = 64
-	// MaxRead is the largest single read of a Feeder.
+	// MaxRead is the largest single read of a Feeder that has neighbours.
 	MaxRead = 256<<10 - Head - Tail
+	// MaxAlone is the largest single read of a Feeder that has none.
+	MaxAlone = 1<<20 - Head - Tail
 	// Max is the largest size that Get takes.
-	Max = 320<<10 - Head - Tail
+	Max = 1280<<10 - Head - Tail
 )
 
 // Slab is pooled memory; its data live in B[Head:len(B)-Tail].
@@ -27,13 +29,17 @@ type Slab struct {
 // to anyway.
 //
 //nolint:gochecknoglobals // a constant, but for the type
-var classes = [...]int{4 << 10, 16 << 10, 64 << 10, 256 << 10, 320 << 10}
+var classes = [...]int{4 << 10, 16 << 10, 64 << 10, 256 << 10, 320 << 10, 1 << 20, 1280 << 10}
 
 //nolint:gochecknoglobals // free lists have no state that anybody can act on
 var (
 	pools [len(classes)]sync.Pool
 	out   atomic.Int64
+	big   atomic.Int64 // of them, larger than MaxRead asks for
 )
+
+// firstBig is the first class beyond what MaxRead takes, with a frame's room.
+const firstBig = 5
 
 // Get returns a slab with room for at least size bytes, at most Max. Its
 // content is undefined.
@@ -43,6 +49,9 @@ func Get(size int) *Slab {
 			continue
 		}
 		out.Add(1)
+		if class >= firstBig {
+			big.Add(1)
+		}
 		if s, ok := pools[class].Get().(*Slab); ok {
 			return s
 		}
@@ -54,6 +63,9 @@ func Get(size int) *Slab {
 // Free gives the slab back; the caller must not touch it any more.
 func (s *Slab) Free() {
 	out.Add(-1)
+	if s.class >= firstBig {
+		big.Add(-1)
+	}
 	pools[s.class].Put(s)
 }
 

@@ -3,6 +3,7 @@ package burst
 import (
 	"os"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -41,6 +42,13 @@ func Yield() {
 	}
 	yielders.Put(y)
 }
+
+//nolint:gochecknoglobals // a count, of which only differences mean something
+var beats atomic.Uint64
+
+// Beat notes that a piece of somebody's data was moved. By these a Feeder knows
+// whether it has neighbours.
+func Beat() { beats.Add(1) }
 
 // yielder is an eventfd. Its count is never read: each write is an event.
 type yielder struct {

@@ -28,7 +28,8 @@ const (
 	backlogLimit     = 1 << 20     // bytes queued, answers to the peer's own frames included, beyond which it is cut off
 	baseWindow       = 256 << 10   // a stream's window at first, and while its owner lags
 	extraLimit       = 16 << 20    // what all streams of a connection may have above the base
-	maxTurn          = 256 << 10   // our own frames, when one stream alone has something to send
+	maxTurn          = 256 << 10   // one write, when several streams have something to send
+	soleTurn         = 1 << 20     // and when one alone does
 	sharedTurn       = 64 << 10    // and when several have: what one sends before the next one's turn
 	gatherLimit      = 2 << 10     // a write of no more waits for others that are ready
 	yieldFrames      = 128         // a flood of small frames lets others run after so many

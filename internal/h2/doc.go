@@ -17,7 +17,7 @@
 // How bytes go. WriteSlab frames the caller's memory where it is. Whoever has
 // something to send writes it together with all that is queued, unless
 // somebody writes already; then a small frame is copied behind, a large one
-// waits for its turn: one stream alone sends 256 KiB at once, several 64 KiB
+// waits for its turn: one stream alone sends up to 1 MiB at once, several 64 KiB
 // each in the order in which they came. A writer works for others twice, then
 // a goroutine goes on, so that nobody's own work waits.
 //

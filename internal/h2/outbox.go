@@ -300,16 +300,16 @@ func joined(nc net.Conn, bufs [][]byte) error {
 // equal parts of it. It returns how much that is.
 func (c *Conn) lend(queued int) (total int) {
 	o := &c.out
-	turn := maxTurn
+	turn, room := soleTurn, soleTurn
 	if len(o.turns) > 1 {
-		turn = sharedTurn
+		turn, room = sharedTurn, maxTurn
 	}
 	n := 0
-	for ; !o.frozen && n < len(o.turns) && c.send > 0 && (total == 0 || queued+total < maxTurn); n++ {
+	for ; !o.frozen && n < len(o.turns) && c.send > 0 && (total == 0 || queued+total < room); n++ {
 		s := o.turns[n]
 		s.w.turn = false
 		if s.cause == nil && !s.closed && !s.localEnd && s.w.rest != nil && s.send > 0 {
-			total += s.lend(min(turn, max(maxTurn-queued-total, sharedTurn)))
+			total += s.lend(min(turn, max(room-queued-total, sharedTurn)))
 		}
 	}
 	o.turns = append(o.turns[:0], o.turns[n:]...)

@@ -165,6 +165,7 @@ type direction struct {
 
 func (d *direction) count(n int) {
 	d.bytes.Add(int64(n))
+	burst.Beat()
 	switch {
 	case d.relay.onBytes == nil:
 	case d.back:
