@@ -2,6 +2,7 @@ package run
 
 import (
 	"context"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -10,24 +11,28 @@ import (
 // leanSlack is how much the heap may have grown without a collection.
 const leanSlack = 4 << 20
 
-// Lean gives memory back to the system that a burst has left behind, until
-// ctx ends. The runtime alone collects when the heap has doubled or after two
-// minutes, and a process that has nothing to do any more does not get there:
-// what a thousand connections needed would stay for as long. It looks once per
-// interval and does something only if collections have run since, or the heap
-// has grown: an idle process is left alone.
+// leanStart is when what only the start needed is given back.
+const leanStart = time.Second
+
+// Lean gives memory back to the system that the start and bursts have left
+// behind, until ctx ends. The runtime alone collects when the heap has doubled
+// or after two minutes, and a process that has nothing to do any more does not
+// get there: what a thousand connections needed would stay for as long. It looks
+// once per interval and does something only if collections have run since, or
+// the heap has grown: an idle process is left alone (docs/adr/0011).
 func Lean(ctx context.Context, interval time.Duration) error {
-	look := time.NewTicker(interval)
+	look := time.NewTimer(min(leanStart, interval))
 	defer look.Stop()
-	last := heapNow()
-	for {
+	for last := (heap{}); ; look.Reset(interval) {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-look.C:
 		}
 		if now := heapNow(); now.cycles != last.cycles || now.objects > last.objects+leanSlack {
+			runtime.GC() // what pools hold survives one collection
 			debug.FreeOSMemory()
+			unmapProgram()
 			last = heapNow()
 		}
 	}
