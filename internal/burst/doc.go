@@ -7,7 +7,11 @@
 // connection for its whole life and shows what arrived to a function; a
 // Writer writes to a socket, waiting or not.
 //
-// It knows no protocol, starts no goroutine, closes nothing.
+// A Lot takes over the connections of Feeders to which nothing comes: they wait
+// without a goroutine.
+//
+// It knows no protocol and closes nothing. The only goroutine that it starts is
+// a Lot's, which ends by Close.
 //
 // A Feeder stays inside one RawConn.Read for as long as it runs: the poller
 // is asked to wait without leaving, and nothing is set up again per read.
@@ -23,6 +27,9 @@
 //     beyond MaxRead only while nobody else moves anything (TestAloneReadsMore,
 //     TestOwnBeats), and only a few do at a time
 //     (TestStalledReadersCostNoMore).
+//   - Parking loses no byte and no end, and a connection that is closed while it
+//     is parked goes on to learn it (TestQuietParks, TestParkingLosesNothing,
+//     TestReleaseWakes, TestLotCloses).
 //   - Who has much to read lets those run whose sockets have become ready
 //     (TestYieldAsksThePoller).
 //   - Nothing is allocated per read or write (TestNoAllocations).

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 )
 
 // errStuck is a reader that takes nothing although a whole slab is full.
@@ -32,6 +33,8 @@ type Feeder struct {
 	seen  uint64 // beats at the end of the last turn
 	ours  uint64 // of the beats since then
 	quiet bool   // nothing moved by others for long: reads may be larger
+
+	lot *lodger // nil: it keeps its goroutine
 }
 
 // NewFeeder makes a Feeder of nc. It uses nc's RawConn if there is one.
@@ -57,24 +60,55 @@ func Feed(nc net.Conn, on func(s *Slab, n int) (done int, err error)) error {
 // of on. on gets n bytes at s.B[Head:Head+n], at least one, and says how many
 // it is done with; the others are shown again in front of what comes next. It
 // may change those bytes and use what is in front of and behind them. After
-// an error, such as a deadline, Feed may be called again.
+// an error, such as a deadline, Feed may be called again; after ErrParked not
+// before Again is called.
 func (f *Feeder) Feed(on func(s *Slab, n int) (done int, err error)) error {
-	f.on, f.err = on, nil
-	defer func() { f.on = nil }()
 	if f.rc == nil {
+		f.on = on
+		defer func() { f.on = nil }()
 		return f.feedPlain()
 	}
-	err := f.rc.Read(f.step)
-	if f.left == 0 {
-		f.Free()
+	for {
+		f.on, f.err = on, nil
+		quiet, err := f.feedSocket()
+		f.on = nil
+		if f.left == 0 {
+			f.Free()
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case !quiet:
+			return err
+		case f.left > 0:
+			continue
+		}
+		// Once it is parked, another goroutine may be in here.
+		if err := f.lot.in.park(f); err != nil {
+			return err
+		}
 	}
-	if f.err != nil {
-		err = f.err
+}
+
+// feedSocket reads until the end, an error, or until the Lot finds that the
+// connection has gone quiet.
+func (f *Feeder) feedSocket() (quiet bool, err error) {
+	if f.lot != nil {
+		f.lot.in.enter(f)
+		defer f.lot.in.leave(f)
 	}
-	if errors.Is(err, io.EOF) {
-		return nil
+	err = f.rc.Read(f.step)
+	switch {
+	case f.err != nil:
+		return false, f.err
+	case f.lot != nil && errors.Is(err, os.ErrDeadlineExceeded) && f.lot.kicked.Load():
+		// The deadline may as well be that of somebody who ends the connection:
+		// he closes it, too, and calls Release.
+		_ = f.nc.SetReadDeadline(time.Time{})
+		f.lot.kicked.Store(false)
+		return true, nil
 	}
-	return err
+	return false, err
 }
 
 // Left is what on has not taken; it stays valid until the next Feed or Free.
@@ -114,6 +148,9 @@ func (f *Feeder) onReady(fd uintptr) bool {
 		case n == 0:
 			f.err = io.EOF
 			return true
+		}
+		if f.lot != nil {
+			f.lot.turns.Add(1)
 		}
 		if f.err = f.show(n, len(dst)); f.err != nil {
 			return true

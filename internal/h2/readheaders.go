@@ -115,15 +115,30 @@ func (c *Conn) refuse(id uint32, code Code) {
 
 // serve runs the handler of one request.
 func (c *Conn) serve(s *Stream, fields []Field) {
-	defer c.wg.Done()
-	defer c.served()
 	c.handle(s, fields)
+	c.mu.Lock()
+	detached := s.detached
+	c.mu.Unlock()
+	if !detached {
+		c.served()
+	}
 }
 
 func (c *Conn) served() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.set.handlers--
+	c.mu.Unlock()
+	c.wg.Done()
+}
+
+// Detach lets the stream's handler return while what it does goes on elsewhere:
+// the connection takes it for running until release is called, once. It is for
+// the handler's goroutine alone.
+func (s *Stream) Detach() (release func()) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.detached = true
+	return s.c.served
 }
 
 // malformed applies RFC 9113 sections 8.2.2, 8.3.1 and 8.5 to requests; it

@@ -34,6 +34,7 @@ type Stream struct {
 	remoteEnd bool      // the peer did
 	cause     error     // why it was cut: *ResetError or *ConnError; nil if it was not
 	closed    bool      // by our owner
+	detached  bool      // its handler returned, and goes on elsewhere
 	header    response
 	dl        *deadlines // nil if none was ever set
 	onAbort   func()

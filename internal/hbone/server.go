@@ -85,8 +85,7 @@ func (s *Server) Conns() int {
 
 func serveStream(ctx context.Context, st *h2.Stream, fields []h2.Field, h Handler) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	in := &Incoming{stream: st}
+	in := &Incoming{stream: st, cancel: cancel}
 	pseudo := 0 // they come first
 	for ; pseudo < len(fields) && strings.HasPrefix(fields[pseudo].Name, ":"); pseudo++ {
 		switch f := fields[pseudo]; f.Name {
@@ -99,10 +98,29 @@ func serveStream(ctx context.Context, st *h2.Stream, fields []h2.Field, h Handle
 	in.header = fields[pseudo:]
 	st.OnAbort(cancel)
 	h(ctx, in)
+	if !in.detached {
+		in.end()
+	}
+}
+
+// end follows the handler.
+func (in *Incoming) end() {
 	if !in.answered {
 		_ = in.Reject(500, nil)
 	}
-	_ = st.Close()
+	_ = in.stream.Close()
+	in.cancel()
+}
+
+// Detach lets the handler return although the tunnel lives on: release, to be
+// called once, is what its return would be otherwise.
+func (in *Incoming) Detach() (release func()) {
+	in.detached = true
+	served := in.stream.Detach()
+	return func() {
+		in.end()
+		served()
+	}
 }
 
 // Incoming is one request that waits for its answer.
@@ -112,6 +130,8 @@ type Incoming struct {
 	authority string
 	header    []Header
 	answered  bool
+	detached  bool
+	cancel    context.CancelFunc
 }
 
 // ErrNotConnect refuses to accept a request that asks for no tunnel.

@@ -50,6 +50,8 @@ type Relay struct {
 	ctx       context.Context //nolint:containedctx // the life of the caller's connection
 	unhook    func() bool
 	here      *direction // the one that is carried by Wait
+	// parks is the feeder that may be in a lot, which must learn of close.
+	parks atomic.Pointer[burst.Feeder]
 	// others counts what runs beside the caller's goroutine.
 	others sync.WaitGroup
 }
@@ -95,6 +97,32 @@ func (r *Relay) Wait() {
 	r.others.Wait()
 }
 
+// Then is Wait, and done afterwards; but a connection that goes quiet waits in
+// lot, Then returns, and both happen in another goroutine. Only a connection
+// between a socket and a tunnel's stream does so. lot may be nil.
+func (r *Relay) Then(lot *burst.Lot, done func()) {
+	f := r.here.feeder
+	if f == nil || lot == nil {
+		r.Wait()
+		done()
+		return
+	}
+	f.Park(lot, func() { r.carry(done) })
+	r.parks.Store(f)
+	r.carry(done)
+}
+
+// carry is Wait from wherever the connection stands.
+func (r *Relay) carry(done func()) {
+	err := r.here.feeder.Feed(r.here.take)
+	if errors.Is(err, burst.ErrParked) {
+		return // and nothing may be touched any more
+	}
+	r.here.fed(err)
+	r.others.Wait()
+	done()
+}
+
 // Result closes both ends and says what happened. Call it once, after Wait.
 func (r *Relay) Result() Result {
 	cut := !r.unhook() && r.ctx.Err() != nil
@@ -125,6 +153,9 @@ func (r *Relay) close() {
 		if _, ok := socket(end); ok {
 			_ = end.Close()
 		}
+	}
+	if f := r.parks.Load(); f != nil {
+		f.Release()
 	}
 }
 

@@ -57,6 +57,20 @@ func (g *Group) Go(name string, fn func(context.Context) error) bool {
 	return true
 }
 
+// Hold has Wait wait for something that is no goroutine at the moment, until
+// release is called, once; Running lists it by its name. Like Go it reports false
+// only when Wait has already returned.
+func (g *Group) Hold(name string) (release func(), ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.over {
+		return func() {}, false
+	}
+	g.running[name]++
+	g.live++
+	return func() { g.finish(name, nil) }, true
+}
+
 func (g *Group) finish(name string, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

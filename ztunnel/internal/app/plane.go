@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/marrowmesh/marrow/internal/burst"
 	"github.com/marrowmesh/marrow/internal/caclient"
 	"github.com/marrowmesh/marrow/internal/hbone"
 	"github.com/marrowmesh/marrow/internal/identity"
@@ -46,6 +47,9 @@ type plane struct {
 	ca       *grpc.ClientConn
 	// own is the part of the data plane for ztunnel's own pod.
 	own *own
+	// lot holds quiet connections, woken those that go on.
+	lot   *burst.Lot
+	woken *run.Group
 }
 
 // compose makes all parts and starts none.
@@ -71,15 +75,19 @@ func (p *proxy) compose(ready *run.Task) (*plane, error) {
 	record := flow.NewRecorder(counters, p.root)
 	tls := mtls.New(mtls.Options{StdRecords: cfg.TLS.StdRecords, PostQuantum: cfg.TLS.PostQuantum})
 	transport := hbone.Config{StreamWindow: cfg.HBONE.StreamWindow, ConnWindow: cfg.HBONE.ConnWindow, FrameSize: cfg.HBONE.FrameSize}
+	pl.woken = run.NewGroup(context.Background())
+	pl.lot = burst.NewLot(func(fn func()) {
+		pl.woken.Go("connection", func(context.Context) error { fn(); return nil })
+	})
 	in := inbound.New(inbound.Config{
 		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.root.Named("inbound"),
 		Certs: pl.certs.Source, TLS: tls, HBONE: transport, NaturalSource: !*cfg.Data.KeepSource, TunnelToPodIP: !cfg.HBONE.LoopbackApp,
-		NoBaggage: !cfg.HBONE.Baggage,
+		NoBaggage: !cfg.HBONE.Baggage, Lot: pl.lot,
 	})
 	pl.outbound = outbound.New(outbound.Config{
 		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.root.Named("outbound"),
 		Certs: pl.certs.Source, Lookup: lookup, TLS: tls, HBONE: transport, MaxStreams: cfg.HBONE.MaxStreams, IdleRelease: cfg.HBONE.UnusedRelease,
-		IgnoreBaggage: !cfg.HBONE.Baggage, Near: pl.neighbour(), Arrive: in.Arrive,
+		IgnoreBaggage: !cfg.HBONE.Baggage, Near: pl.neighbour(), Arrive: in.Arrive, Lot: pl.lot,
 	})
 	shared := &capture.Config{
 		Options: capture.Options{
@@ -158,6 +166,8 @@ func (pl *plane) serve(ctx context.Context) error {
 
 func (pl *plane) close() {
 	pl.outbound.Close()
+	pl.lot.Close()
+	_ = pl.woken.Wait()
 	_ = pl.ca.Close()
 }
 

@@ -52,10 +52,22 @@ type Accepted struct {
 	// Original is where the client wanted to go (15001, 15006); on 15008 it
 	// equals Local.
 	Original netip.AddrPort
+
+	group *run.Group // counts the connection; nil in tests of drivers alone
+}
+
+// Hold keeps the connection counted among the pod's when its Handler returns,
+// until release is called, once.
+func (a *Accepted) Hold() (release func()) {
+	if a.group == nil {
+		return func() {}
+	}
+	release, _ = a.group.Hold("connection")
+	return release
 }
 
 // Handler drives one accepted connection to its end. It owns the connection,
-// closes it, and writes its access log. ctx ends when the connection must be
+// closes it, and writes its access log; if it returns before, it holds it. ctx ends when the connection must be
 // cut; context.Cause then says why.
 type Handler func(ctx context.Context, pod *Pod, a *Accepted)
 

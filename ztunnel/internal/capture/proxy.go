@@ -185,12 +185,14 @@ func (p *Proxy) accept(ctx context.Context, l *netsys.Listener, port *port) erro
 	}
 }
 
-// serve waits for the driver of one connection. Its frame stays while the connection lives.
+// serve runs the driver of one connection, which closes it. Its frame stays while the driver waits.
 func (p *Proxy) serve(ctx context.Context, c *netsys.Conn, port *port) {
-	if a := p.prepare(c, port); a != nil {
-		port.handler(ctx, p.pod, a)
+	a := p.prepare(c, port)
+	if a == nil {
+		_ = c.Close()
+		return
 	}
-	_ = c.Close() // drivers do so themselves; this is for connections that got none
+	port.handler(ctx, p.pod, a)
 }
 
 // prepare learns what the driver must know; nil means that it told why not.
@@ -200,6 +202,7 @@ func (p *Proxy) prepare(c *netsys.Conn, port *port) *Accepted {
 		p.cfg.Log.Warn("connection failed", obs.F("pod", p.pod.Namespace+"/"+p.pod.Name), obs.F("port", port.number), obs.Err(err))
 		return nil
 	}
+	a.group = p.g
 	return a
 }
 

@@ -78,7 +78,8 @@ type Live struct {
 
 	table *Table
 	entry Entry
-	// leave lets go of the context that the connection was registered with.
+	// owner is the context that the connection was registered with, leave lets go of it.
+	owner context.Context //nolint:containedctx // the life of the pod's connections
 	leave func() bool
 	// version is the View's by which Admit judged; 0 until then. Guarded by table.mu.
 	version uint64
@@ -86,7 +87,7 @@ type Live struct {
 
 // Register puts a connection into the table. Its context ends with ctx, when it is cut, or by Close.
 func (t *Table) Register(ctx context.Context, e Entry) *Live {
-	l := &Live{table: t, entry: e}
+	l := &Live{table: t, entry: e, owner: ctx}
 	l.leave = context.AfterFunc(ctx, func() { l.cancel(context.Cause(ctx)) })
 	t.mu.Lock()
 	t.live[l] = struct{}{}
@@ -143,8 +144,17 @@ func (t *Table) note(e *Entry, ev authz.Event) {
 // Context ends when the connection must end; context.Cause says why.
 func (l *Live) Context() context.Context { return &l.life }
 
-// Cut is the reason for which the connection was cut, nil if it was not.
-func (l *Live) Cut() error { return l.why() }
+// Cut is the reason for which the connection was cut, nil if it was not. What else hangs on the same context, such as the
+// tunnel's connection, may end before the news of its end comes here: so the context itself is asked as well.
+func (l *Live) Cut() error {
+	if err := l.why(); err != nil {
+		return err
+	}
+	if l.owner.Err() != nil {
+		return context.Cause(l.owner)
+	}
+	return nil
+}
 
 // Close takes the connection out of the table. Calling it again does nothing.
 func (l *Live) Close() {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/marrowmesh/marrow/internal/authz"
+	"github.com/marrowmesh/marrow/internal/burst"
 	"github.com/marrowmesh/marrow/internal/claims"
 	"github.com/marrowmesh/marrow/internal/hbone"
 	"github.com/marrowmesh/marrow/internal/identity"
@@ -43,6 +44,8 @@ type Config struct {
 	NaturalSource bool
 	// TunnelToPodIP delivers PROXY application tunnels to the pod's address instead of loopback.
 	TunnelToPodIP bool
+	// Lot is where quiet connections wait; nil leaves each its goroutine.
+	Lot *burst.Lot
 	// NoBaggage leaves the baggage header out of answers and ignores that of requests.
 	NoBaggage bool
 }
@@ -116,13 +119,16 @@ type request interface {
 	Header(name string) string
 }
 
-// handler drives one stream at a time, each in its own goroutine, which waits below here while the stream is idle.
+// handler drives one stream at a time, each in its own goroutine, which waits below here until the stream goes quiet.
 // ctx ends when the peer gives the stream up.
 func (t *tunnel) handler() hbone.Handler {
 	return func(ctx context.Context, in *hbone.Incoming) {
 		if a := t.accept(ctx, in); a != nil {
-			a.relay.Wait()
-			a.end()
+			release := in.Detach()
+			a.relay.Then(t.cfg.Lot, func() {
+				a.end()
+				release()
+			})
 		}
 	}
 }
@@ -224,7 +230,7 @@ func (d *Driver) open(ctx, cut context.Context, pod *capture.Pod, a *Arrival, e 
 func (d *Driver) HandlePlain(ctx context.Context, pod *capture.Pod, a *capture.Accepted) {
 	closed := d.cfg.Record.Socket(flow.Destination)
 	if in := d.arrivePlain(ctx, pod, a); in != nil {
-		in.relay.Wait()
+		in.relay.Wait() // between two sockets
 		in.end()
 	} else if s, ok := a.Conn.(interface{ SetLinger(sec int) error }); ok {
 		_ = s.SetLinger(0) // nobody shall take a refusal for an empty answer

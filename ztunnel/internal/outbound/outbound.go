@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/marrowmesh/marrow/internal/burst"
 	"github.com/marrowmesh/marrow/internal/claims"
 	"github.com/marrowmesh/marrow/internal/hbone"
 	"github.com/marrowmesh/marrow/internal/identity"
@@ -54,6 +55,8 @@ type Config struct {
 	// every connection shall be tunnelled. Arrive is what such a pod does with a connection.
 	Near   func(w *mesh.Workload, ip netip.Addr) *capture.Pod
 	Arrive func(ctx context.Context, pod *capture.Pod, c *inbound.Call) (*inbound.Arrival, error)
+	// Lot is where quiet connections wait; nil leaves each its goroutine.
+	Lot *burst.Lot
 	// IgnoreBaggage keeps the destination's own account of itself out of the telemetry.
 	IgnoreBaggage bool
 }
@@ -81,18 +84,22 @@ func New(cfg Config) *Driver {
 func (d *Driver) Handle(ctx context.Context, pod *capture.Pod, a *capture.Accepted) {
 	closed := d.cfg.Record.Socket(flow.Source)
 	l := d.begin(ctx, pod, a)
-	switch {
-	case l == nil:
+	if l == nil || l.relay == nil {
 		reset(a.Conn) // nobody shall take a refusal for an empty answer
-	case l.relay == nil:
-		reset(a.Conn)
-		l.end()
-	default:
-		l.relay.Wait()
-		l.end()
+		if l != nil {
+			l.end()
+		}
+		_ = a.Close()
+		closed()
+		return
 	}
-	_ = a.Close()
-	closed()
+	release := a.Hold()
+	l.relay.Then(d.cfg.Lot, func() {
+		l.end()
+		_ = a.Close()
+		closed()
+		release()
+	})
 }
 
 // begin decides, registers and opens the way; nil means that it recorded why not.
