@@ -64,6 +64,7 @@ func CompileHTTP(p *hcmv3.HttpFilter) (Named, error) {
 	if err != nil {
 		return fail(err)
 	}
+	name(out.Filter, out.Name)
 	if p.GetDisabled() {
 		out.Filter = Off{}
 	}
@@ -106,12 +107,13 @@ func CompileOverrides(ps map[string]*anypb.Any) (Overrides, error) {
 		return nil, nil
 	}
 	out := make(Overrides, len(ps))
-	for name, a := range ps {
+	for n, a := range ps {
 		f, err := compileOverride(a)
 		if err != nil {
-			return nil, fmt.Errorf("typed_per_filter_config[%q]: %w", name, err)
+			return nil, fmt.Errorf("typed_per_filter_config[%q]: %w", n, err)
 		}
-		out[name] = f
+		out[n] = f
+		name(f, n)
 	}
 	return out, nil
 }

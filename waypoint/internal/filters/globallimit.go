@@ -21,7 +21,7 @@ const defaultAsk = 20 * time.Millisecond
 
 // GlobalLimit asks a rate limit service about requests.
 type GlobalLimit struct {
-	Prefix    string // of its statistics; empty = none
+	Name      string // of the filter
 	Cluster   string // of the service
 	Authority string // to call it by; empty = the cluster's name
 	Timeout   time.Duration
@@ -93,7 +93,7 @@ func compileGlobalLimit(p *globalv3.RateLimit) (*GlobalLimit, error) {
 		return nil, err
 	}
 	g := &GlobalLimit{
-		Prefix: p.GetStatPrefix(), domain: p.GetDomain(), stage: p.GetStage(), Timeout: defaultAsk, Failed: http.StatusInternalServerError,
+		domain: p.GetDomain(), stage: p.GetStage(), Timeout: defaultAsk, Failed: http.StatusInternalServerError,
 		Marked: !p.GetDisableXEnvoyRatelimitedHeader(), enabled: match.Always, enforced: match.Always, Metadata: p.GetMetadataNamespace(),
 	}
 	if g.Metadata == "" {

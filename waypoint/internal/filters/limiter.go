@@ -52,6 +52,16 @@ func compileLimiter(a *anypb.Any, inRoute bool) (HTTP, error) {
 	return nil, fmt.Errorf("type %s: %w", a.GetTypeUrl(), strict.ErrUnsupported)
 }
 
+// name tells a limit by which name it is counted.
+func name(f HTTP, n string) {
+	switch f := f.(type) {
+	case *LocalLimit:
+		f.Name = n
+	case *GlobalLimit:
+		f.Name = n
+	}
+}
+
 // GlobalChange is the most specific change of the filter of a name; nil = none.
 func GlobalChange(name string, by ...Overrides) *GlobalRoute {
 	for _, b := range slices.Backward(by) {

@@ -25,7 +25,7 @@ const (
 
 // LocalLimit lets requests through as far as the buckets of this process have tokens.
 type LocalLimit struct {
-	Prefix   string // of its statistics
+	Name     string // of the filter
 	Answer   LimitAnswer
 	Observed HeaderChanges // for the request, when it would have been refused
 	// ID names the buckets: what stands in the same place and says the same goes on with them when the configuration comes anew.
@@ -182,8 +182,8 @@ func compileLocalLimit(p *localv3.LocalRateLimit, inRoute bool) (*LocalLimit, er
 		"always_consume_default_token_bucket", "rate_limited_as_resource_exhausted", "rate_limits", "max_dynamic_descriptors"); err != nil {
 		return nil, err
 	}
-	l := &LocalLimit{Prefix: p.GetStatPrefix(), stage: p.GetStage(), dynamic: defaultDynamic, fixed: map[string]int{}, always: true}
-	if l.Prefix == "" {
+	l := &LocalLimit{stage: p.GetStage(), dynamic: defaultDynamic, fixed: map[string]int{}, always: true}
+	if p.GetStatPrefix() == "" {
 		return nil, fmt.Errorf("stat_prefix is empty")
 	}
 	if inRoute && p.GetTokenBucket() == nil {

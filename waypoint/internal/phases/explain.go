@@ -213,12 +213,12 @@ func (e *explanation) filter(name string, f filters.HTTP) (done bool) {
 	switch f := f.(type) {
 	case *filters.RBAC:
 		e.judged(name, f.Judge(&e.q))
-		_, err := e.exchange.filter(name, f)
+		_, err := e.exchange.filter(f)
 		return e.refused(err)
 	case *filters.Fault:
 		return e.fault(name, f)
 	case *filters.CORS:
-		done, err := e.exchange.filter(name, f)
+		done, err := e.exchange.filter(f)
 		if done {
 			e.answer.Outcome, e.answer.Status, e.answer.Detail = OutcomeAnswer, http.StatusOK, "cors_preflight"
 			e.why("%s answers the preflight", name)

@@ -94,7 +94,7 @@ func (x *exchange) run() error {
 	}
 	// The filters stand in the order of the configuration: authorization first, then what changes or refuses the request.
 	for _, f := range x.chain.Filters {
-		done, err := x.filter(f.Name, filters.Effective(f, x.over...))
+		done, err := x.filter(filters.Effective(f, x.over...))
 		if err != nil || done {
 			return err
 		}
@@ -187,7 +187,7 @@ func (x *exchange) match() error {
 }
 
 // filter carries out what one filter says; done ends the request without an error.
-func (x *exchange) filter(name string, f filters.HTTP) (done bool, err error) {
+func (x *exchange) filter(f filters.HTTP) (done bool, err error) {
 	switch f := f.(type) {
 	case *filters.RBAC:
 		v := f.Judge(&x.q)
@@ -210,9 +210,9 @@ func (x *exchange) filter(name string, f filters.HTTP) (done bool, err error) {
 			return true, nil
 		}
 	case *filters.LocalLimit:
-		return false, x.localLimit(name, f)
+		return false, x.localLimit(f)
 	case *filters.GlobalLimit:
-		return false, x.globalLimit(name, f)
+		return false, x.globalLimit(f)
 	case *filters.SetMetadata:
 		x.setMetadata(f)
 	case *filters.Router:

@@ -97,7 +97,7 @@ func (x *exchange) countLimit(filter, limit string, v telemetry.Verdict) {
 }
 
 // localLimit asks the buckets of this process.
-func (x *exchange) localLimit(name string, l *filters.LocalLimit) error {
+func (x *exchange) localLimit(l *filters.LocalLimit) error {
 	draws := l.Draws(x.limitFacts(), x.routeLimits(), x.h.cfg.Rand)
 	if len(draws) == 0 {
 		return nil
@@ -111,14 +111,14 @@ func (x *exchange) localLimit(name string, l *filters.LocalLimit) error {
 	}
 	switch {
 	case out.Allowed:
-		x.countLimit(name, d.Name, telemetry.LimitOK)
+		x.countLimit(l.Name, d.Name, telemetry.LimitOK)
 		return nil
 	case !l.Enforced(x.h.cfg.Rand):
-		x.countLimit(name, d.Name, telemetry.LimitObserved)
+		x.countLimit(l.Name, d.Name, telemetry.LimitObserved)
 		l.Observed.Apply(x.r.Header)
 		return nil
 	}
-	x.countLimit(name, d.Name, telemetry.LimitOver)
+	x.countLimit(l.Name, d.Name, telemetry.LimitOver)
 	return refusal(l.Answer, nil)
 }
 
@@ -132,14 +132,14 @@ func refusal(a filters.LimitAnswer, h http.Header) *failure {
 }
 
 // globalLimit asks the rate limit service.
-func (x *exchange) globalLimit(name string, g *filters.GlobalLimit) error {
-	q := g.Ask(x.limitFacts(), x.routeLimits(), filters.GlobalChange(name, x.over...), x.h.cfg.Rand)
+func (x *exchange) globalLimit(g *filters.GlobalLimit) error {
+	q := g.Ask(x.limitFacts(), x.routeLimits(), filters.GlobalChange(g.Name, x.over...), x.h.cfg.Rand)
 	if len(q.Descriptors) == 0 {
 		return nil
 	}
 	resp, err := x.h.cfg.Limits.Service.Ask(x.ctx, g, q)
 	if err != nil {
-		return x.limitUnknown(name, g, err)
+		return x.limitUnknown(g, err)
 	}
 	if m := resp.GetDynamicMetadata(); len(m.GetFields()) > 0 {
 		x.remember(g.Metadata, m)
@@ -157,14 +157,14 @@ func (x *exchange) globalLimit(name string, g *filters.GlobalLimit) error {
 			x.add("X-Envoy-Ratelimited", "true")
 		}
 		if g.Enforced(x.h.cfg.Rand) {
-			x.countLimit(name, limitName(q, resp), telemetry.LimitOver)
+			x.countLimit(g.Name, limitName(q, resp), telemetry.LimitOver)
 			a := g.Answer
 			a.Body = string(resp.GetRawBody())
 			return refusal(a, nil)
 		}
-		x.countLimit(name, limitName(q, resp), telemetry.LimitObserved)
+		x.countLimit(g.Name, limitName(q, resp), telemetry.LimitObserved)
 	} else {
-		x.countLimit(name, "", telemetry.LimitOK)
+		x.countLimit(g.Name, "", telemetry.LimitOK)
 	}
 	for k, vs := range headersOf(resp.GetRequestHeadersToAdd()) {
 		x.r.Header[k] = append(x.r.Header[k], vs...)
@@ -173,16 +173,16 @@ func (x *exchange) globalLimit(name string, g *filters.GlobalLimit) error {
 }
 
 // limitUnknown is what follows when the service did not say.
-func (x *exchange) limitUnknown(name string, g *filters.GlobalLimit, err error) error {
+func (x *exchange) limitUnknown(g *filters.GlobalLimit, err error) error {
 	if x.r.Context().Err() != nil {
 		return x.clientGone()
 	}
 	if !g.Deny(x.h.cfg.Rand) {
-		x.countLimit(name, "", telemetry.LimitError)
-		x.h.cfg.Log.Debug("rate limit unknown, let through", obs.F("filter", name), obs.F("path", x.q.Path), obs.Err(err))
+		x.countLimit(g.Name, "", telemetry.LimitError)
+		x.h.cfg.Log.Debug("rate limit unknown, let through", obs.F("filter", g.Name), obs.F("path", x.q.Path), obs.Err(err))
 		return nil
 	}
-	x.countLimit(name, "", telemetry.LimitDenied)
+	x.countLimit(g.Name, "", telemetry.LimitDenied)
 	return &failure{status: g.Failed, flag: "RLSE", detail: "rate_limiter_error", err: err}
 }
 

@@ -24,6 +24,9 @@ import (
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
 )
 
+// http2 is what gRPC is spoken over.
+const http2 = 2
+
 // maxReply bounds what is read of a service's answer.
 const maxReply = 256 << 10
 
@@ -100,7 +103,7 @@ func (c *call) Invoke(ctx context.Context, method string, args, reply any, _ ...
 	if err != nil {
 		return err
 	}
-	end, err := cluster.Begin(ctx, host, 2)
+	end, err := cluster.Begin(ctx, host, http2)
 	if err != nil {
 		return err
 	}
@@ -109,7 +112,7 @@ func (c *call) Invoke(ctx context.Context, method string, args, reply any, _ ...
 	if err != nil {
 		return err
 	}
-	resp, err := cluster.Transport(host, upstream.Via{Major: 2}).RoundTrip(req)
+	resp, err := cluster.Transport(host, upstream.Via{Major: http2, Authority: req.Host}).RoundTrip(req)
 	if err != nil {
 		cluster.Report(host, upstream.LocalErr)
 		return err
