@@ -6,7 +6,8 @@
 //
 // Invariants: an unknown filter is an error (TestUnknownFilterIsRefused); authorization follows the rules of authz: DENY before ALLOW
 // is the order of the chain, an ALLOW without a match denies (TestRBAC), a peer without identity meets only negative conditions
-// (TestRBACWithoutIdentity); a condition that nothing here can set is never true (TestRBACMetadataNeverMatches). A rate limit says
+// (TestRBACWithoutIdentity); an authorization server is asked exactly as
+// configured, and what it answers is checked before it is carried out (TestExtAuthzStrict, FuzzCheckResponse); a condition that nothing here can set is never true (TestRBACMetadataNeverMatches). A rate limit says
 // which tokens a request takes (TestDraws), and a bucket never gives more than its configuration (TestNeverMoreThanAllowed); the
 // buckets themselves are in quota.
 //

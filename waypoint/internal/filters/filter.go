@@ -7,6 +7,7 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	grpcstatsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_stats/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
@@ -17,7 +18,7 @@ import (
 	"github.com/marrowmesh/marrow/waypoint/internal/strict"
 )
 
-// HTTP is one of the filters of this package: *RBAC, *Fault, *CORS, *LocalLimit, *GlobalLimit, *SetMetadata, *GRPCStats, *Router or Off;
+// HTTP is one of the filters of this package: *RBAC, *Fault, *CORS, *LocalLimit, *GlobalLimit, *SetMetadata, *ExtAuthz, *GRPCStats, *Router or Off;
 // a *GlobalRoute changes a *GlobalLimit.
 type HTTP interface{ http() }
 
@@ -79,6 +80,12 @@ func compileTyped(a *anypb.Any) (HTTP, error) {
 			return nil, err
 		}
 		return compileRBAC(p)
+	case "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz":
+		p := &extauthzv3.ExtAuthz{}
+		if err := a.UnmarshalTo(p); err != nil {
+			return nil, err
+		}
+		return compileExtAuthz(p)
 	case "envoy.extensions.filters.http.fault.v3.HTTPFault":
 		p := &faultv3.HTTPFault{}
 		if err := a.UnmarshalTo(p); err != nil {
@@ -138,6 +145,12 @@ func compileOverride(a *anypb.Any) (HTTP, error) {
 			return Off{}, nil
 		}
 		return compileRBAC(p.GetRbac())
+	case "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute":
+		p := &extauthzv3.ExtAuthzPerRoute{}
+		if err := a.UnmarshalTo(p); err != nil {
+			return nil, err
+		}
+		return compileExtAuthzPerRoute(p)
 	case "envoy.extensions.filters.http.fault.v3.HTTPFault":
 		return compileTyped(a)
 	case localLimitType, globalRouteType:

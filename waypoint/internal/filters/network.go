@@ -4,13 +4,14 @@ import (
 	"fmt"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	networkauthz "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/ext_authz/v3"
 	networkrbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 
 	"github.com/marrowmesh/marrow/waypoint/internal/strict"
 )
 
-// Network is a filter of an opaque connection: *RBAC or KeepDestination.
+// Network is a filter of an opaque connection: *RBAC, *ExtAuthz or KeepDestination.
 type Network interface{ network() }
 
 // KeepDestination stands for the filter that carries the dialled address to the next internal hop; upstream reads it from the request.
@@ -35,6 +36,16 @@ func CompileNetwork(p *listenerv3.Filter) (Network, error) {
 			return fail(err)
 		}
 		return r, nil
+	case "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz":
+		m := &networkauthz.ExtAuthz{}
+		if err := p.GetTypedConfig().UnmarshalTo(m); err != nil {
+			return fail(err)
+		}
+		e, err := compileNetworkExtAuthz(m)
+		if err != nil {
+			return fail(err)
+		}
+		return e, nil
 	case "envoy.extensions.filters.network.set_filter_state.v3.Config":
 		m := &setstatev3.Config{}
 		if err := strict.Unpack(p.GetTypedConfig(), m, "on_new_connection"); err != nil {

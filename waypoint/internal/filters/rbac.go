@@ -17,7 +17,11 @@ import (
 type RBAC struct {
 	rules  *rules // nil = enforces nothing
 	shadow *rules // nil = nothing is tried out
+	prefix string // of the name under which shadow rules leave what they found
 }
+
+// ShadowKey is the name under which others find the policy that the shadow rules found.
+func (r *RBAC) ShadowKey() string { return ShadowKey(r.prefix) }
 
 func (*RBAC) http()    {}
 func (*RBAC) network() {}
@@ -88,18 +92,18 @@ func compileRBAC(p *rbacv3.RBAC) (*RBAC, error) {
 	if err := strict.Only(p, "rules", "rules_stat_prefix", "shadow_rules", "shadow_rules_stat_prefix", "track_per_rule_stats"); err != nil {
 		return nil, err
 	}
-	return compileBoth(p.GetRules(), p.GetShadowRules())
+	return compileBoth(p.GetRules(), p.GetShadowRules(), p.GetShadowRulesStatPrefix())
 }
 
 func compileNetworkRBAC(p *networkrbac.RBAC) (*RBAC, error) {
 	if err := strict.Only(p, "rules", "shadow_rules", "shadow_rules_stat_prefix", "stat_prefix", "enforcement_type"); err != nil {
 		return nil, err
 	}
-	return compileBoth(p.GetRules(), p.GetShadowRules())
+	return compileBoth(p.GetRules(), p.GetShadowRules(), p.GetShadowRulesStatPrefix())
 }
 
-func compileBoth(enforced, shadow *rbacconfig.RBAC) (*RBAC, error) {
-	r := &RBAC{}
+func compileBoth(enforced, shadow *rbacconfig.RBAC, prefix string) (*RBAC, error) {
+	r := &RBAC{prefix: prefix}
 	var err error
 	if r.rules, err = compileRules(enforced); err != nil {
 		return nil, err

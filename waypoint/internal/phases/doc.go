@@ -11,7 +11,8 @@
 // same body (TestRetryReplaysBody); a request without a session, a chain or routes is refused (TestUnknownFailsClosed); bodies are
 // passed on as they come (TestStreaming). What Explain says of a request that nobody sent is what serving it does
 // (TestExplainEqualsServing). No spelling of a refused path or host, and no framing, brings to an application what was refused or was
-// not judged (TestNoSpellingPasses, TestNoSpellingPassesHTTP2, TestNoHostPasses, TestNothingIsSmuggled).
+// not judged (TestNoSpellingPasses, TestNoSpellingPassesHTTP2, TestNoHostPasses, TestNothingIsSmuggled). An authorization server's answer
+// comes before the application sees anything, and its absence refuses (TestCustomAuthorization, TestCustomFailure).
 //
 // Neighbours: front brings sessions, table, filters and upstream decide, telemetry counts.
 package phases

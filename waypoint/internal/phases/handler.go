@@ -59,6 +59,7 @@ type exchange struct {
 	over    []filters.Overrides
 	q       match.Request
 	cors    http.Header // for the response
+	authz   authorizing
 	facts   facts
 	ctx     context.Context //nolint:containedctx // it lives exactly as long as the exchange
 	cancel  context.CancelCauseFunc
@@ -191,12 +192,15 @@ func (x *exchange) filter(f filters.HTTP) (done bool, err error) {
 	switch f := f.(type) {
 	case *filters.RBAC:
 		v := f.Judge(&x.q)
+		x.authz.tried(f, v)
 		if v.Tried {
 			x.h.cfg.Log.Debug("policies on trial", obs.F("policy", v.Shadow), obs.F("allowed", v.Would), obs.F("path", x.q.Path))
 		}
 		if !v.Allowed {
 			return false, &failure{status: http.StatusForbidden, detail: v.Detail(), body: "RBAC: access denied"}
 		}
+	case *filters.ExtAuthz:
+		return false, x.extAuthz(f)
 	case *filters.Fault:
 		if x.route == nil {
 			return false, nil

@@ -119,6 +119,7 @@ func (x *exchange) writeHeaders(status int, h http.Header, detail string) {
 	out := x.w.Header()
 	maps.Copy(out, h)
 	maps.Copy(out, x.cors)
+	x.authz.change(out)
 	x.tellLimits(out)
 	if x.chain != nil {
 		switch _, there := out["Server"]; {

@@ -29,6 +29,7 @@ type flow struct {
 	flags    []string
 	detail   string
 	failure  string
+	authz    authorizing
 	open     atomic.Pointer[telemetry.Conn] // set once the upstream is connected
 	sent     atomic.Int64                   // from the client
 	received atomic.Int64                   // to the client
@@ -62,8 +63,14 @@ func (f *flow) serve(ctx context.Context, accept func() (upstream.Conn, error)) 
 	for _, n := range c.Filters {
 		switch n := n.(type) {
 		case *filters.RBAC:
-			if v := n.Judge(&q); !v.Allowed {
+			v := n.Judge(&q)
+			f.authz.tried(n, v)
+			if !v.Allowed {
 				return &failure{status: http.StatusForbidden, detail: v.Detail(), err: errors.New("denied by policy")}
+			}
+		case *filters.ExtAuthz:
+			if err := f.extAuthz(ctx, n, &q); err != nil {
+				return err
 			}
 		case filters.KeepDestination:
 		}
