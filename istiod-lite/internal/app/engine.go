@@ -230,7 +230,7 @@ func (e *engine) routeStatuses() {
 }
 
 func waypointTypes() []string {
-	return []string{waypoint.ClusterType, waypoint.EndpointType, waypoint.ListenerType, waypoint.RouteType}
+	return []string{waypoint.SecretType, waypoint.ClusterType, waypoint.EndpointType, waypoint.ListenerType, waypoint.RouteType}
 }
 
 func packed(in []waypoint.Resource) []xds.Resource {

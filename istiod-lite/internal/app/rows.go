@@ -62,6 +62,8 @@ func (r rows) bindObjects(revision string) bind.Objects {
 		GRPCRoutes:       ours(of[*gatewayv1.GRPCRoute](r), revision),
 		VirtualServices:  ours(of[*networkingv1.VirtualService](r), revision),
 		DestinationRules: ours(of[*networkingv1.DestinationRule](r), revision),
+		Secrets:          of[*corev1.Secret](r),
+		ConfigMaps:       of[*corev1.ConfigMap](r),
 		Policies:         ours(of[*securityv1.AuthorizationPolicy](r), revision),
 	}
 }

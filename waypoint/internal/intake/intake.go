@@ -29,6 +29,7 @@ const (
 	ClusterType  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 	EndpointType = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 	RouteType    = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+	SecretType   = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 )
 
 // Names of the listeners that have a meaning here.
@@ -81,6 +82,7 @@ func (in *Intake) Table() *table.Table { return in.cur.Load() }
 func (in *Intake) Types() []*xds.Type {
 	return []*xds.Type{
 		{URL: ClusterType, Handle: in.clusters},
+		{URL: SecretType, Names: []string{}, Handle: in.secrets},
 		{URL: EndpointType, Names: []string{}, Handle: in.endpoints},
 		{URL: ListenerType, Handle: in.listeners},
 		{URL: RouteType, Names: []string{}, Handle: in.routes},
@@ -158,6 +160,7 @@ func (in *Intake) clusters(_ context.Context, up []xds.Resource, removed []strin
 		})
 	names := in.ups.ApplyClusters(slices.Collect(maps.Values(good)), removed)
 	in.want(EndpointType, names)
+	in.want(SecretType, in.ups.Secrets())
 	return rejects
 }
 

@@ -10,6 +10,8 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	internalupstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/internal_upstream/v3"
+	proxyprotocolv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -30,6 +32,8 @@ type Config struct {
 	Outlier        *Outlier // nil = off
 	Panic          float64  // below this share of healthy endpoints, in percent, all are used; 0 = never
 	Conns          Conns
+	TLS            *TLS        // inside the connection; nil = plaintext
+	Proxy          uint8       // version of the PROXY protocol that is spoken first; 0 = none
 	Static         *Assignment // of a static cluster
 }
 
@@ -110,7 +114,7 @@ func compile(p *clusterv3.Cluster) (*Config, error) {
 	if err := c.compileBalancer(p); err != nil {
 		return nil, err
 	}
-	if err := checkTransport(p.GetTransportSocket()); err != nil {
+	if err := c.compileTransport(p.GetTransportSocket()); err != nil {
 		return nil, fmt.Errorf("transport_socket: %w", err)
 	}
 	if p.GetHttp2ProtocolOptions() != nil { //nolint:staticcheck // the older place of the same wish
@@ -183,9 +187,8 @@ func (c *Config) compileKind(p *clusterv3.Cluster) error {
 	return nil
 }
 
-// checkTransport accepts plaintext, which internal endpoints carry inside their tunnel. Anything else would change what is promised
-// about the connection, so it is refused.
-func checkTransport(p *corev3.TransportSocket) error {
+// compileTransport reads what is spoken to the endpoints, from the outside in.
+func (c *Config) compileTransport(p *corev3.TransportSocket) error {
 	u := p.GetTypedConfig().GetTypeUrl()
 	switch u[strings.LastIndexByte(u, '/')+1:] {
 	case "", "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer":
@@ -195,14 +198,44 @@ func checkTransport(p *corev3.TransportSocket) error {
 		if err := strict.Unpack(p.GetTypedConfig(), m, "passthrough_metadata", "transport_socket"); err != nil {
 			return err
 		}
-		return checkTransport(m.GetTransportSocket())
+		return c.compileTransport(m.GetTransportSocket())
+	case "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport":
+		m := &proxyprotocolv3.ProxyProtocolUpstreamTransport{}
+		if err := strict.Unpack(p.GetTypedConfig(), m, "config", "transport_socket"); err != nil {
+			return err
+		}
+		if err := strict.Only(m.GetConfig(), "version"); err != nil {
+			return err
+		}
+		c.Proxy = 1
+		if m.GetConfig().GetVersion() == corev3.ProxyProtocolConfig_V2 {
+			c.Proxy = 2
+		}
+		return c.compileTransport(m.GetTransportSocket())
+	case "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext":
+		m := &tlsv3.UpstreamTlsContext{}
+		if err := p.GetTypedConfig().UnmarshalTo(m); err != nil {
+			return err
+		}
+		var err error
+		c.TLS, err = compileTLS(m)
+		return err
 	}
 	return fmt.Errorf("type %s: %w", u, strict.ErrUnsupported)
 }
 
 func (c *Config) compileHTTP(o *httpv3.HttpProtocolOptions) error {
-	if err := strict.Only(o, "common_http_protocol_options", "explicit_http_config", "use_downstream_protocol_config"); err != nil {
+	if err := strict.Only(o, "common_http_protocol_options", "upstream_http_protocol_options", "explicit_http_config",
+		"use_downstream_protocol_config"); err != nil {
 		return err
+	}
+	names := o.GetUpstreamHttpProtocolOptions()
+	if err := strict.Only(names, "auto_sni", "auto_san_validation"); err != nil {
+		return err
+	}
+	if c.TLS != nil {
+		c.TLS.FromHost = c.TLS.FromHost || names.GetAutoSni()
+		c.TLS.MatchName = c.TLS.MatchName || names.GetAutoSanValidation()
 	}
 	common := o.GetCommonHttpProtocolOptions()
 	if err := strict.Only(common, "idle_timeout", "max_connection_duration", "max_requests_per_connection"); err != nil {

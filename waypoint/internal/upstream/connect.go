@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -89,7 +90,7 @@ func (c *Cluster) open(ctx context.Context, t Target, via Via) (Conn, error) {
 }
 
 // dress does to a fresh connection what the cluster asks for.
-func (c *Cluster) dress(_ context.Context, conn Conn, _ Via) (Conn, error) {
+func (c *Cluster) dress(ctx context.Context, conn Conn, via Via) (Conn, error) {
 	if k, ok := conn.(interface {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
 	}); ok && c.Config.Conns.KeepAlive.Enable {
@@ -98,7 +99,52 @@ func (c *Cluster) dress(_ context.Context, conn Conn, _ Via) (Conn, error) {
 			return nil, fmt.Errorf("TCP keep-alive: %w", err)
 		}
 	}
+	if v := c.Config.Proxy; v > 0 {
+		if _, err := conn.Write(proxyHeader(v, via.Source, via.Destination)); err != nil {
+			_ = conn.Close()
+			return nil, fmt.Errorf("PROXY header: %w", err)
+		}
+	}
+	if c.Config.TLS != nil {
+		return c.originate(ctx, conn, via.Authority)
+	}
 	return conn, nil
+}
+
+type viaKey struct{}
+
+// apart keeps connections that differ in more than their endpoint from being taken for each other: the transport's pools go by the
+// host of the URL, which stands for nothing else here.
+type apart struct {
+	http.RoundTripper
+	via  Via
+	pool string
+}
+
+// RoundTrip implements http.RoundTripper.
+func (a *apart) RoundTrip(r *http.Request) (*http.Response, error) {
+	own := r.WithContext(context.WithValue(r.Context(), viaKey{}, a.via))
+	u := *r.URL
+	if own.Host == "" {
+		own.Host = u.Host
+	}
+	u.Host, own.URL = a.pool, &u
+	return a.RoundTripper.RoundTrip(own)
+}
+
+// pool names the connections that a request may share; empty = all of the endpoint's.
+func (c *Cluster) pool(via Via) string {
+	name := ""
+	if c.Config.Proxy > 0 {
+		name = fmt.Sprintf("p%x-%d-%x-%d", via.Source.Addr().AsSlice(), via.Source.Port(), via.Destination.Addr().AsSlice(), via.Destination.Port())
+	}
+	if t := c.Config.TLS; t != nil && t.FromHost && t.Name == "" {
+		name += "s" + strconv.FormatUint(HashText(t.serverName(via.Authority)), 16)
+	}
+	if name == "" {
+		return ""
+	}
+	return name + ":1"
 }
 
 // pools are a host's kept HTTP connections, one per protocol.
@@ -140,15 +186,19 @@ func (c *Cluster) Transport(h *Host, via Via) http.RoundTripper {
 		*at = nil
 	}
 	if *at == nil {
-		*at = &pooled{Transport: c.newTransport(h.target(c.Config.ConnectTimeout), via, two), born: now}
+		*at = &pooled{Transport: c.newTransport(h.target(c.Config.ConnectTimeout), two), born: now}
 		(*at).DisableKeepAlives = p.retired && !two // nobody will look for this connection again
 	}
 	(*at).begun++
-	if c.Config.Conns.MaxAge == 0 && c.Config.Conns.MaxRequests == 0 {
-		return (*at).Transport
+	var rt http.RoundTripper = (*at).Transport
+	if c.Config.Conns.MaxAge > 0 || c.Config.Conns.MaxRequests > 0 {
+		(*at).open.Add(1)
+		rt = *at
 	}
-	(*at).open.Add(1)
-	return *at
+	if pool := c.pool(via); pool != "" {
+		rt = &apart{rt, via, pool}
+	}
+	return rt
 }
 
 func (c *Cluster) worn(p *pooled, now time.Time) bool {
@@ -186,16 +236,20 @@ func (b *lastBody) Close() error {
 	return err
 }
 
-func (c *Cluster) newTransport(t Target, via Via, two bool) *http.Transport {
+func (c *Cluster) newTransport(t Target, two bool) *http.Transport {
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(!two)
 	protocols.SetUnencryptedHTTP2(two)
 	k := &c.Config.Conns
 	return &http.Transport{
-		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return c.open(ctx, t, via) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			via, _ := ctx.Value(viaKey{}).(Via)
+			return c.open(ctx, t, via)
+		},
 		Protocols:              protocols,
 		HTTP2:                  &http.HTTP2Config{SendPingTimeout: k.Ping, PingTimeout: k.PingWait},
 		DisableCompression:     true, // what the client asked for goes through as it is
+		MaxIdleConns:           1024,
 		MaxIdleConnsPerHost:    1024,
 		IdleConnTimeout:        k.Idle,
 		ExpectContinueTimeout:  time.Second,

@@ -14,6 +14,8 @@ type Store struct {
 	now  func() time.Time
 	cur  atomic.Pointer[map[string]*Cluster]
 
+	secrets atomic.Pointer[map[string]Secret]
+
 	mu       sync.Mutex
 	clusters map[string]*Config
 	given    map[string]*Assignment // by name of the resource
@@ -23,7 +25,27 @@ type Store struct {
 func NewStore(open Opener, now func() time.Time) *Store {
 	s := &Store{open: open, now: now, clusters: map[string]*Config{}, given: map[string]*Assignment{}}
 	s.cur.Store(&map[string]*Cluster{})
+	s.secrets.Store(&map[string]Secret{})
 	return s
+}
+
+// ApplySecrets adds, replaces and removes secrets; new connections use them.
+func (s *Store) ApplySecrets(up map[string]Secret, removed []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := maps.Clone(*s.secrets.Load())
+	maps.Copy(next, up)
+	for _, name := range removed {
+		delete(next, name)
+	}
+	s.secrets.Store(&next)
+}
+
+// Secrets are the names of the secrets that the clusters need.
+func (s *Store) Secrets() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return SecretNames(slices.Collect(maps.Values(s.clusters)))
 }
 
 // Get returns the cluster of a name, or nil.

@@ -181,15 +181,15 @@ func TestRemovedClusterIsGone(t *testing.T) {
 }
 
 func TestUnsupportedClustersAreRefused(t *testing.T) {
-	tls, err := anypb.New(&tlsv3.UpstreamTlsContext{})
+	renegotiating, err := anypb.New(&tlsv3.UpstreamTlsContext{AllowRenegotiation: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	bad := map[string]*clusterv3.Cluster{
-		"TLS to the endpoints": {TransportSocket: &corev3.TransportSocket{ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: tls}}},
-		"DNS":                  {ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}},
-		"health checks":        {HealthChecks: []*corev3.HealthCheck{{}}},
-		"subset balancer":      {LbSubsetConfig: &clusterv3.Cluster_LbSubsetConfig{}},
+		"renegotiation":   {TransportSocket: &corev3.TransportSocket{ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: renegotiating}}},
+		"DNS":             {ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}},
+		"health checks":   {HealthChecks: []*corev3.HealthCheck{{}}},
+		"subset balancer": {LbSubsetConfig: &clusterv3.Cluster_LbSubsetConfig{}},
 	}
 	for name, c := range bad {
 		c.Name = "c"

@@ -36,6 +36,8 @@ type Objects struct {
 	GRPCRoutes       []*gatewayv1.GRPCRoute
 	VirtualServices  []*networkingv1.VirtualService
 	DestinationRules []*networkingv1.DestinationRule
+	Secrets          []*corev1.Secret
+	ConfigMaps       []*corev1.ConfigMap
 	Policies         []*securityv1.AuthorizationPolicy
 }
 
@@ -188,6 +190,8 @@ func (j *join) input(g *gatewayv1.Gateway) waypoint.Input {
 		Mesh: j.w.Mesh, Gateway: kube.NameOf(g),
 		HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes, VirtualServices: o.VirtualServices, DestinationRules: o.DestinationRules, Policies: o.Policies,
 	}
+	in.Secrets = within(o.Secrets, g.Namespace)
+	in.ConfigMaps = within(o.ConfigMaps, g.Namespace)
 	in.Mesh.IPv6 = j.hasIPv6(g)
 	j.locate(g, &in)
 	at := j.addressesOf(g)
@@ -200,6 +204,17 @@ func (j *join) input(g *gatewayv1.Gateway) waypoint.Input {
 		}
 	}
 	return in
+}
+
+// within are the objects of one namespace.
+func within[T interface{ GetNamespace() string }](all []T, namespace string) []T {
+	var out []T
+	for _, o := range all {
+		if o.GetNamespace() == namespace {
+			out = append(out, o)
+		}
+	}
+	return out
 }
 
 // locate says where the waypoint's pods run.

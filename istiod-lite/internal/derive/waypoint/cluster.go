@@ -108,8 +108,14 @@ func (d *derivation) serviceCluster(name string, want clusterWant) *clusterv3.Cl
 		CircuitBreakers:      breakers(policy.GetConnectionPool(), policy.GetRetryBudget()),
 		Metadata:             serviceMetadata(s, want.subset),
 	}
+	o := serviceHTTPOptions(want.port.Protocol, policy.GetConnectionPool())
+	if err := d.transport(c, o, want, policy); err != nil {
+		d.ruleProblem(rules, err.Error()+"; its requests get 503, so that nothing goes in plaintext unasked")
+		d.closed[name] = true
+		c.TransportSocket = internalUpstream(rawBuffer())
+	}
 	if want.http {
-		c.TypedExtensionProtocolOptions = httpOptions(serviceHTTPOptions(want.port.Protocol, policy.GetConnectionPool()))
+		c.TypedExtensionProtocolOptions = httpOptions(o)
 	}
 	applyBalancer(c, policy.GetLoadBalancer())
 	if near := d.nearness(s, policy); near.active {
@@ -119,32 +125,23 @@ func (d *derivation) serviceCluster(name string, want clusterWant) *clusterv3.Cl
 	}
 	applyConnections(c, policy.GetConnectionPool())
 	c.OutlierDetection = outlierDetection(c, policy.GetOutlierDetection())
-	c.TransportSocket = internalUpstream(rawBuffer())
 	return c
 }
 
 // unsupported reports what a DestinationRule asks for in vain.
 func (d *derivation) unsupported(rules *destination, policy *networkingapi.TrafficPolicy) {
-	if rules == nil {
-		return
-	}
-	report := func(message string) {
-		d.report("DestinationRule", rules.owner.Namespace, rules.owner.Name, reasonUnsupported, message)
-	}
-	if originatesTLS(policy) {
-		report("tls.mode " + policy.GetTls().GetMode().String() + " is not supported at a waypoint; its requests get 503, " +
-			"so that nothing goes in plaintext unasked")
-	}
 	if policy.GetLoadBalancer().GetSimple() == networkingapi.LoadBalancerSettings_PASSTHROUGH {
-		report("loadBalancer.simple PASSTHROUGH is not supported at a waypoint; requests are balanced")
+		d.ruleProblem(rules, "loadBalancer.simple PASSTHROUGH is for services of resolution NONE; requests are balanced")
+	}
+	if policy.GetTunnel() != nil {
+		d.ruleProblem(rules, "tunnel is not for waypoints, which have tunnels of their own; it is left out")
 	}
 }
 
-// originatesTLS says that a DestinationRule asks the waypoint to speak TLS to the endpoints. That is not done, and
-// plaintext would be a betrayal, so such a cluster has no endpoints.
-func originatesTLS(policy *networkingapi.TrafficPolicy) bool {
-	mode := policy.GetTls().GetMode()
-	return mode == networkingapi.ClientTLSSettings_SIMPLE || mode == networkingapi.ClientTLSSettings_MUTUAL
+func (d *derivation) ruleProblem(rules *destination, message string) {
+	if rules != nil {
+		d.report("DestinationRule", rules.owner.Namespace, rules.owner.Name, reasonUnsupported, message)
+	}
 }
 
 func serviceMetadata(s *Service, subset string) *corev3.Metadata {

@@ -10,6 +10,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -28,6 +29,7 @@ type Resources struct {
 	Clusters  map[string]*clusterv3.Cluster
 	Endpoints map[string]*endpointv3.ClusterLoadAssignment
 	Routes    map[string]*routev3.RouteConfiguration
+	Secrets   map[string]*tlsv3.Secret
 }
 
 // Resource is one packed message; Version is the hash of its bytes.
@@ -52,6 +54,8 @@ type derivation struct {
 	routes   map[string]*routev3.RouteConfiguration
 	wanted   map[string]clusterWant
 	rules    *ruleIndex
+	secrets  map[string]*tlsv3.Secret // that clusters need
+	closed   map[string]bool          // clusters to which nothing may be sent
 	findings map[Finding]bool
 	policies []*compiledPolicy
 }
@@ -73,6 +77,7 @@ func Derive(in Input) (Resources, []Finding) {
 		out.Clusters[name] = d.serviceCluster(name, want)
 		out.Endpoints[name] = d.assignment(name, want)
 	}
+	out.Secrets = d.secrets
 	return out, d.sortedFindings()
 }
 
@@ -83,6 +88,8 @@ func newDerivation(in Input) *derivation {
 		services: map[string]*Service{},
 		routes:   map[string]*routev3.RouteConfiguration{},
 		wanted:   map[string]clusterWant{},
+		secrets:  map[string]*tlsv3.Secret{},
+		closed:   map[string]bool{},
 		findings: map[Finding]bool{},
 	}
 	for i := range d.in.Services {
@@ -123,6 +130,8 @@ func (r Resources) Pack(typeURL string) []Resource {
 		return packAll(r.Endpoints)
 	case RouteType:
 		return packAll(r.Routes)
+	case SecretType:
+		return packAll(r.Secrets)
 	}
 	return nil
 }

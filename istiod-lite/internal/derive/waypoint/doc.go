@@ -10,7 +10,8 @@
 //	CDS  main_internal, encap, connect_originate, and one per service port and subset (wildcard)
 //	EDS  one per service cluster; same name as the cluster
 //	RDS  one per HTTP chain of main_internal; same name as the chain
-//	SDS  default (key and chain), ROOTCA (roots)                     (made by the certificate authority, not here)
+//	SDS  default (key and chain), ROOTCA (roots)                     (made by the certificate authority, not here);
+//	     kubernetes://NAME, kubernetes://NAME-cacert, configmap://NS/NAME-cacert: credentials of DestinationRules
 //
 // # Listeners
 //

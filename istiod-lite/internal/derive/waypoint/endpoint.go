@@ -22,7 +22,7 @@ func (d *derivation) assignment(name string, want clusterWant) *endpointv3.Clust
 	out := &endpointv3.ClusterLoadAssignment{ClusterName: name}
 	rules := d.rules.forService(want.service)
 	policy := rules.policy(want.port.Number, want.subset)
-	if originatesTLS(policy) {
+	if d.closed[name] {
 		return out
 	}
 	var labels map[string]string

@@ -20,6 +20,8 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	internallistenerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/bootstrap/internal_listener/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	internalupstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/internal_upstream/v3"
+	proxyprotocolv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -58,6 +60,9 @@ func static(t *testing.T, r Resources) *bootstrapv3.Bootstrap {
 	}
 	// Validation has no management server, so the certificates are given too.
 	b.StaticResources.Secrets = testSecrets(t)
+	for _, res := range r.Pack(SecretType) {
+		b.StaticResources.Secrets = append(b.StaticResources.Secrets, r.Secrets[res.Name])
+	}
 	for _, res := range r.Pack(ClusterType) {
 		c := proto.Clone(r.Clusters[res.Name]).(*clusterv3.Cluster)
 		if c.GetEdsClusterConfig() != nil {
@@ -87,10 +92,19 @@ func staticSecrets(s *corev3.TransportSocket) {
 		for _, cert := range c.GetTlsCertificateSdsSecretConfigs() {
 			cert.SdsConfig = nil
 		}
-		c.GetCombinedValidationContext().GetValidationContextSdsSecretConfig().SdsConfig = nil
+		if v := c.GetCombinedValidationContext().GetValidationContextSdsSecretConfig(); v != nil {
+			v.SdsConfig = nil
+		}
 	}
 	up, down := &tlsv3.UpstreamTlsContext{}, &tlsv3.DownstreamTlsContext{}
+	inner, proxied := &internalupstreamv3.InternalUpstreamTransport{}, &proxyprotocolv3.ProxyProtocolUpstreamTransport{}
 	switch {
+	case s.GetTypedConfig().UnmarshalTo(inner) == nil:
+		staticSecrets(inner.GetTransportSocket())
+		s.ConfigType = &corev3.TransportSocket_TypedConfig{TypedConfig: pack(inner)}
+	case s.GetTypedConfig().UnmarshalTo(proxied) == nil:
+		staticSecrets(proxied.GetTransportSocket())
+		s.ConfigType = &corev3.TransportSocket_TypedConfig{TypedConfig: pack(proxied)}
 	case s.GetTypedConfig().UnmarshalTo(up) == nil:
 		drop(up.GetCommonTlsContext())
 		s.ConfigType = &corev3.TransportSocket_TypedConfig{TypedConfig: pack(up)}

@@ -9,6 +9,7 @@ import (
 	meshapi "istio.io/api/mesh/v1alpha1"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
@@ -32,6 +33,8 @@ type Input struct {
 	GRPCRoutes       []*gatewayv1.GRPCRoute
 	VirtualServices  []*networkingv1.VirtualService
 	DestinationRules []*networkingv1.DestinationRule
+	Secrets          []*corev1.Secret    // of the waypoint's namespace
+	ConfigMaps       []*corev1.ConfigMap // of the waypoint's namespace
 	Policies         []*securityv1.AuthorizationPolicy
 }
 

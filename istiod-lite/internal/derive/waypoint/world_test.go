@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
@@ -83,6 +84,10 @@ func parseWorld(t *testing.T, services, objects []byte) Input {
 			in.VirtualServices = append(in.VirtualServices, o)
 		case *networkingv1.DestinationRule:
 			in.DestinationRules = append(in.DestinationRules, o)
+		case *corev1.Secret:
+			in.Secrets = append(in.Secrets, o)
+		case *corev1.ConfigMap:
+			in.ConfigMaps = append(in.ConfigMaps, o)
 		case *securityv1.AuthorizationPolicy:
 			in.Policies = append(in.Policies, o)
 		default:
@@ -217,6 +222,11 @@ func TestWorlds(t *testing.T) {
 					got = names(resources)
 				case "listener":
 					got = asYAML(t, resources.Listeners[name])
+				case "secret":
+					got = fmt.Sprintf("%s of %d bytes of roots, %d of a chain, %d of a key\n", resources.Secrets[name].GetName(),
+						len(resources.Secrets[name].GetValidationContext().GetTrustedCa().GetInlineBytes()),
+						len(resources.Secrets[name].GetTlsCertificate().GetCertificateChain().GetInlineBytes()),
+						len(resources.Secrets[name].GetTlsCertificate().GetPrivateKey().GetInlineBytes()))
 				case "cluster":
 					got = asYAML(t, resources.Clusters[name])
 				case "endpoints":
