@@ -134,8 +134,10 @@ func TestWrongValuesAreRefused(t *testing.T) {
 	gw := "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: a, namespace: b}\nspec: "
 	route := "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: a, namespace: b}\nspec: "
 	for text, want := range map[string]string{
-		policy + "{action: REFUSE}":                                            "spec.action: value REFUSE is unknown; want one of ALLOW, DENY",
-		policy + "{action: DENY}":                                              "spec.rules: is empty",
+		policy + "{action: REFUSE}": "spec.action: value REFUSE is unknown; want one of ALLOW, DENY",
+		policy + "{action: DENY}":   "spec.rules: is empty",
+		policy + "{action: CUSTOM, provider: {name: x}, rules: [{from: [{source: {namespaces: [a]}}]}]}":          "spec.rules[0].from[0].source.namespaces: cannot be used with action CUSTOM",
+		policy + "{action: CUSTOM, provider: {name: x}, rules: [{when: [{key: source.principal, values: [a]}]}]}": "spec.rules[0].when[0].key",
 		policy + "{provider: {name: x}}":                                       "spec.provider: belongs to action CUSTOM",
 		policy + "{selector: {matchLabels: {a: '*'}}}":                         "wildcards are not supported",
 		policy + "{selector: {}, targetRefs: [{kind: Service, name: a}]}":      "spec.selector: excludes targetRefs",

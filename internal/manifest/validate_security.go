@@ -30,6 +30,9 @@ func validateAuthorization(spec *apisecurity.AuthorizationPolicy, p *problems) {
 	}
 	for i, r := range spec.GetRules() {
 		at := fmt.Sprintf("spec.rules[%d]", i)
+		if custom {
+			validateCustomRule(at, r, p)
+		}
 		for j, from := range r.GetFrom() {
 			f := fmt.Sprintf("%s.from[%d].source", at, j)
 			validateStrings(f, from.GetSource(), p)
@@ -42,6 +45,30 @@ func validateAuthorization(spec *apisecurity.AuthorizationPolicy, p *problems) {
 		}
 		for j, c := range r.GetWhen() {
 			validateCondition(fmt.Sprintf("%s.when[%d]", at, j), c, p)
+		}
+	}
+}
+
+// validateCustomRule refuses attributes by which nobody can say whether a provider is asked: it is asked before tokens are checked, and
+// Istio's providers are not told identities.
+func validateCustomRule(at string, r *apisecurity.Rule, p *problems) {
+	const why = "cannot be used with action CUSTOM; the provider is asked before identities and tokens are judged, use DENY or ALLOW beside it"
+	for j, f := range r.GetFrom() {
+		s := f.GetSource()
+		for name, lists := range map[string][2][]string{
+			"principals": {s.GetPrincipals(), s.GetNotPrincipals()}, "requestPrincipals": {s.GetRequestPrincipals(), s.GetNotRequestPrincipals()},
+			"namespaces": {s.GetNamespaces(), s.GetNotNamespaces()}, "serviceAccounts": {s.GetServiceAccounts(), s.GetNotServiceAccounts()},
+			"trustDomains": {s.GetTrustDomains(), s.GetNotTrustDomains()},
+		} {
+			if len(lists[0])+len(lists[1]) > 0 {
+				p.add(fmt.Sprintf("%s.from[%d].source.%s", at, j, name), why)
+			}
+		}
+	}
+	for j, c := range r.GetWhen() {
+		switch k := c.GetKey(); {
+		case strings.HasPrefix(k, "request.auth."), k == "source.namespace", k == "source.principal", k == "source.serviceAccount", k == "source.trustDomain":
+			p.add(fmt.Sprintf("%s.when[%d].key", at, j), "%q "+why, k)
 		}
 	}
 }

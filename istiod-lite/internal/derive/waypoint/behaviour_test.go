@@ -46,7 +46,7 @@ func account(namespace, name string) identity.ID {
 	return identity.MustParse("spiffe://cluster.local/ns/" + namespace + "/sa/" + name)
 }
 
-func startBench(t *testing.T, services, objects string) *bench {
+func startBench(t *testing.T, services, objects string, change ...func(*Input)) *bench {
 	t.Helper()
 	envoy := envoyProgram(t)
 	ca, err := fakeca.New()
@@ -57,6 +57,9 @@ func startBench(t *testing.T, services, objects string) *bench {
 	front := freePort(t)
 	b.front = fmt.Sprintf("127.0.0.1:%d", front)
 	in := parseWorld(t, []byte(services), []byte(objects))
+	for _, f := range change {
+		f(&in)
+	}
 	for _, s := range in.Services {
 		for _, e := range s.Endpoints {
 			b.node(e.Addresses[0], account(e.Namespace, e.ServiceAccount))

@@ -22,11 +22,11 @@ func (d *derivation) httpChain(name string, s *Service, p Port) *listenerv3.Filt
 	d.routes[name] = d.serviceRoutes(name, s, p)
 	return &listenerv3.FilterChain{
 		Name:    name,
-		Filters: []*listenerv3.Filter{d.httpManager(name, p.Protocol)},
+		Filters: []*listenerv3.Filter{d.httpManager(name, p.Protocol, d.policiesFor(s))},
 	}
 }
 
-func (d *derivation) httpManager(name string, proto Protocol) *listenerv3.Filter {
+func (d *derivation) httpManager(name string, proto Protocol, set policySet) *listenerv3.Filter {
 	m := &hcmv3.HttpConnectionManager{
 		StatPrefix: name,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
@@ -39,7 +39,7 @@ func (d *derivation) httpManager(name string, proto Protocol) *listenerv3.Filter
 		ServerName:                 "istio-envoy",
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_OVERWRITE,
 		Proxy_100Continue:          true,
-		HttpFilters:                httpFilters(),
+		HttpFilters:                append(d.customHTTP(set), httpFilters()...),
 	}
 	normalize(m, d.in.Mesh.Config.GetPathNormalization())
 	if proto == HTTP2 {
@@ -67,7 +67,7 @@ func httpFilters() []*hcmv3.HttpFilter {
 func (d *derivation) tcpChain(name string, s *Service, p Port) *listenerv3.FilterChain {
 	var filters []*listenerv3.Filter
 	set := d.policiesFor(s)
-	filters = append(filters, set.network()...)
+	filters = append(append(filters, d.customTCP(set)...), set.network()...)
 	return &listenerv3.FilterChain{Name: name, Filters: append(filters, d.tcpProxy(name, s, p))}
 }
 
@@ -110,14 +110,14 @@ func (d *derivation) directChains() []*listenerv3.FilterChain {
 		},
 	})
 	tcp := []*listenerv3.Filter{restate}
-	tcp = append(tcp, set.network()...)
+	tcp = append(append(tcp, d.customTCP(set)...), set.network()...)
 	tcp = append(tcp, networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
 		StatPrefix:       directTCP,
 		AccessLog:        accessLog(nil),
 		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: Encap},
 	}))
 	return []*listenerv3.FilterChain{
-		{Name: directHTTP, Filters: []*listenerv3.Filter{restate, d.httpManager(directHTTP, Sniffed)}},
+		{Name: directHTTP, Filters: []*listenerv3.Filter{restate, d.httpManager(directHTTP, Sniffed, set)}},
 		{Name: directTCP, Filters: tcp},
 	}
 }

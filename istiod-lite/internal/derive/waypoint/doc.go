@@ -44,6 +44,7 @@
 // `direct-tcp`. An HTTP chain holds one HTTP connection manager with rds{route_config_name = chain name}, access_log,
 // websocket upgrade, and the filters, by name:
 //
+//	marrow.ext_authz.rbac.<provider>, marrow.ext_authz.<provider>   for each provider of a CUSTOM policy, by name
 //	marrow.rbac.audit, marrow.rbac.deny, marrow.rbac.allow   type envoy.extensions.filters.http.rbac.v3.RBAC
 //	envoy.filters.http.grpc_stats
 //	envoy.filters.http.fault                                 empty: faults are in the route's typed_per_filter_config
@@ -61,7 +62,12 @@
 // destination_ip, not_rule, and_rules, or_rules, any. Policy names are
 // `ns[<ns>]-policy[<name>]-rule[<index>]`.
 //
-// A TCP chain holds network RBAC filters (marrow.rbac.audit, .deny, .allow; inline rules; absent when no policy of the
+// A CUSTOM policy's rules are shadow_rules (action DENY) of the provider's RBAC filter, in the virtual host like the others;
+// what they find is left under istio_ext_authz_<provider>_shadow_effective_policy_id, and the ext_authz filter behind is
+// enabled by that. Its server is reached by a cluster of its own, `ext-authz|<port>|<grpc or http>|<host>`, which speaks
+// HTTP/2 for gRPC whatever the port declares. A provider that is missing or wrong: the policy's rules are denied.
+//
+// A TCP chain holds the same pairs as network filters where the provider speaks gRPC, then network RBAC filters (marrow.rbac.audit, .deny, .allow; inline rules; absent when no policy of the
 // kind applies) and tcp_proxy with cluster or weighted_clusters, and access_log. direct-http and direct-tcp start with
 // the network filter set_filter_state (connect_authority) which copies the destination for the next internal hop; their
 // cluster is encap.
@@ -118,6 +124,7 @@
 //   - A policy that cannot be expressed never allows more than its author wrote (TestUnexpressibleFailsClosed).
 //   - A host in a rule that refuses means all its spellings (TestHostSpellings); the mesh's path normalization reaches
 //     every HTTP chain (TestPathNormalization).
+//   - Requests of a CUSTOM policy are asked about or denied (TestCustomProviders, TestBadCustomDenies, TestEnvoyCustom).
 //   - A policy attached by selector, or to nothing, never reaches a waypoint (TestSelectorPoliciesDoNotApply).
 //   - No empty range is ever sent in an IP matcher, Envoy refuses the whole listener (TestNoEmptyRanges).
 //

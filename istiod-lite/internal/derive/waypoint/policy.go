@@ -18,6 +18,7 @@ import (
 const (
 	waypointClass     = "istio-waypoint"
 	dryRunAnnotation  = "istio.io/dry-run"
+	badCustom         = "-deny-due-to-bad-CUSTOM-action"
 	reasonUnsupported = "UnsupportedValue"
 	reasonInvalid     = "Invalid"
 	reasonNotFound    = "DestinationNotFound"
@@ -30,6 +31,7 @@ type compiledPolicy struct {
 	dryRun bool
 	http   map[string]*rbacv3.Policy
 	tcp    map[string]*rbacv3.Policy
+	server *authzServer // of a CUSTOM policy
 }
 
 type policyKind int
@@ -38,6 +40,7 @@ const (
 	auditKind policyKind = iota
 	denyKind
 	allowKind
+	customKind
 )
 
 // targetsOf are a policy's references; the singular form is the older one.
@@ -64,7 +67,7 @@ func (d *derivation) compilePolicies() []*compiledPolicy {
 
 func (d *derivation) compilePolicy(p *securityv1.AuthorizationPolicy) *compiledPolicy {
 	c := &compiledPolicy{object: p, http: map[string]*rbacv3.Policy{}, tcp: map[string]*rbacv3.Policy{}}
-	suffix := ""
+	before, suffix := "", ""
 	switch p.Spec.GetAction() {
 	case securityapi.AuthorizationPolicy_ALLOW:
 		c.kind = allowKind
@@ -72,17 +75,29 @@ func (d *derivation) compilePolicy(p *securityv1.AuthorizationPolicy) *compiledP
 		c.kind = auditKind
 	case securityapi.AuthorizationPolicy_DENY:
 		c.kind = denyKind
-	default: // CUSTOM and whatever comes after it: what would have been asked about is refused
-		c.kind, suffix = denyKind, "-deny-due-to-bad-CUSTOM-action"
+	case securityapi.AuthorizationPolicy_CUSTOM:
+		var err error
+		c.kind = customKind
+		if c.server, err = d.server(p.Spec.GetProvider().GetName()); err != nil {
+			c.kind, suffix = denyKind, badCustom // what would have been asked about is refused
+			d.report("AuthorizationPolicy", p.Namespace, p.Name, reasonInvalid, err.Error()+"; requests that match the policy are denied")
+			break
+		}
+		before = customPolicyPrefix + c.server.name + "-"
+	default: // of a newer API
+		c.kind, suffix = denyKind, badCustom
 		d.report("AuthorizationPolicy", p.Namespace, p.Name, reasonUnsupported,
 			"action "+p.Spec.GetAction().String()+" is not supported; requests that match the policy are denied")
 	}
 	if v, ok := p.Annotations[dryRunAnnotation]; ok && suffix == "" && c.kind != auditKind {
 		c.dryRun, _ = strconv.ParseBool(v) // anything but a true value enforces
 	}
+	if c.dryRun && c.kind == customKind {
+		c.kind = auditKind // the server is not asked; what it would have been asked about is told
+	}
 	for i, rule := range p.Spec.GetRules() {
-		name := "ns[" + p.Namespace + "]-policy[" + p.Name + "]-rule[" + strconv.Itoa(i) + "]" + suffix
-		t := translation{policy: p, mesh: d.in.Mesh, allow: c.kind == allowKind}
+		name := before + "ns[" + p.Namespace + "]-policy[" + p.Name + "]-rule[" + strconv.Itoa(i) + "]" + suffix
+		t := translation{policy: p, mesh: d.in.Mesh, allow: c.kind == allowKind, custom: before != ""}
 		if out := t.rule(rule, true); out != nil {
 			c.http[name] = out
 		}
@@ -162,10 +177,14 @@ func (set policySet) rules(kind policyKind, http bool) (enforced, shadow *rbacv3
 func filterNames() [3]string { return [3]string{rbacAudit, rbacDeny, rbacAllow} }
 
 func shadowPrefix(kind policyKind) string {
-	if kind == denyKind {
+	switch kind {
+	case denyKind:
 		return "istio_dry_run_deny_"
+	case auditKind:
+		return "istio_dry_run_custom_"
+	default:
+		return "istio_dry_run_allow_"
 	}
-	return "istio_dry_run_allow_"
 }
 
 // http is the per-host configuration of the RBAC filters; each is always there, see httpFilters.
@@ -181,6 +200,11 @@ func (set policySet) http() map[string]*anypb.Any {
 			}
 		}
 		out[name] = pack(per)
+	}
+	for _, s := range set.servers() {
+		out[s.rbacName()] = pack(&httprbacv3.RBACPerRoute{Rbac: &httprbacv3.RBAC{
+			ShadowRules: set.questions(s, true), ShadowRulesStatPrefix: s.shadowPrefix(),
+		}})
 	}
 	return out
 }

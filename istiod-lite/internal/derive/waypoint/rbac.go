@@ -26,6 +26,7 @@ type translation struct {
 	policy   *securityv1.AuthorizationPolicy
 	mesh     Mesh
 	allow    bool
+	custom   bool // a server is asked before tokens are checked
 	http     bool
 	problems []string
 	dropped  bool // an ALLOW rule that cannot be kept
@@ -84,6 +85,10 @@ func (t *translation) usable(c condition) bool {
 	}
 	if c.unsupported != "" {
 		t.problem("%s: %s", c.name, c.unsupported)
+		return false
+	}
+	if t.custom && (c.name == "requestPrincipals" || strings.HasPrefix(c.name, "when.request.auth.")) {
+		t.problem("%s: a CUSTOM policy's provider is asked before tokens are checked, so the attribute is ignored and it is asked more often", c.name)
 		return false
 	}
 	if c.onlyHTTP && !t.http {

@@ -183,7 +183,11 @@ func worlds(t *testing.T) []worldFile {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out = append(out, worldFile{path: p, archive: a, in: parseWorld(t, section(a, "services"), section(a, "objects.yaml"))})
+		in := parseWorld(t, section(a, "services"), section(a, "objects.yaml"))
+		if mesh := section(a, "mesh.yaml"); mesh != nil {
+			withMesh(t, string(mesh))(&in)
+		}
+		out = append(out, worldFile{path: p, archive: a, in: in})
 	}
 	return out
 }
@@ -212,7 +216,7 @@ func TestWorlds(t *testing.T) {
 			for i, f := range w.archive.Files {
 				var got string
 				switch kind, name, _ := strings.Cut(f.Name, ":"); kind {
-				case "services", "objects.yaml":
+				case "services", "objects.yaml", "mesh.yaml":
 					continue
 				case "findings":
 					for _, f := range findings {
