@@ -352,3 +352,6 @@ func distance(a, b string) int {
 	}
 	return row[len(b)]
 }
+
+// Value reads a variable that an object of the mesh names, such as the tag of a trace; it is no setting of this program.
+func Value(name string) (string, bool) { return os.LookupEnv(name) }

@@ -29,6 +29,7 @@ import (
 	"github.com/marrowmesh/marrow/waypoint/internal/front"
 	"github.com/marrowmesh/marrow/waypoint/internal/intake"
 	"github.com/marrowmesh/marrow/waypoint/internal/phases"
+	"github.com/marrowmesh/marrow/waypoint/internal/spans"
 	"github.com/marrowmesh/marrow/waypoint/internal/telemetry"
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
 )
@@ -44,6 +45,7 @@ type Deps struct {
 	XDS    func(ctx context.Context) (*grpc.ClientConn, error)          // nil = by the configuration
 	// Threads is how many may run Go code at most; 0 = as the runtime has it, and memory is not given back early either.
 	Threads int
+	Env     func(name string) (string, bool) // variables that configuration names; nil = none
 	// Bound is told the address of the tunnels' listener.
 	Bound func(net.Addr)
 }
@@ -63,6 +65,7 @@ type waypoint struct {
 	in    *intake.Intake
 	ups   *upstream.Store
 	front *front.Server
+	spans *spans.Exporter
 	admin http.Handler
 	stats http.Handler
 }
@@ -78,6 +81,7 @@ func Run(ctx context.Context, cfg *config.Config, deps Deps) error {
 		return errors.Join(err, g.Wait())
 	}
 	serving := run.NewGroup(g.Context())
+	serving.Go("spans", w.spans.Run) // it ends while the ways to collectors are still there
 	if deps.Threads > 0 {
 		serving.Go("width", func(ctx context.Context) error { return run.Width(ctx, deps.Threads) })
 		serving.Go("lean", func(ctx context.Context) error { return run.Lean(ctx, leanEvery) })
@@ -131,9 +135,10 @@ func compose(g *run.Group, cfg *config.Config, deps Deps, quit func()) (*waypoin
 	g.Go("tunnels", tunnels.Prune)
 	w.ups = upstream.NewStore(tunnels, time.Now)
 	w.in = intake.New(w.ups, w.log.Named("intake"))
+	w.spans = spans.New(spans.Config{Upstreams: w.ups, Rand: rand.Uint64N, Log: w.log.Named("spans"), Registry: registry})
 	handler := phases.New(phases.Config{
 		Table: w.in.Table, Upstreams: w.ups, Rand: rand.Uint64N, NewID: newID, Telemetry: tel, Log: w.log.Named("phases"), Host: cfg.Pod, Group: g,
-		Node: nodeCluster(id, cfg),
+		Node: nodeCluster(id, cfg), Spans: w.spans, Env: deps.Env,
 	})
 	w.front = front.New(front.Config{
 		Table: w.in.Table, Cert: w.deps.Cert, Phases: handler, Detect: cfg.Detect, Log: w.log.Named("front"), TLS: tls, HBONE: hbone.Config{MaxStreams: 100},

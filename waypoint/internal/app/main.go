@@ -40,7 +40,7 @@ func Command(ctx context.Context, args []string) error {
 	if err != nil {
 		return errors.Join(errors.New("MARROW_LOG"), err)
 	}
-	return Run(ctx, cfg, Deps{Out: out, Log: log, Levels: levels, Threads: runtime.GOMAXPROCS(0)})
+	return Run(ctx, cfg, Deps{Env: conf.Value, Out: out, Log: log, Levels: levels, Threads: runtime.GOMAXPROCS(0)})
 }
 
 // checkArgs accepts what Istio's Deployments write. Their flags repeat what the environment says.

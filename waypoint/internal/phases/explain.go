@@ -116,6 +116,7 @@ func (h *Handler) Explain(ctx context.Context, q *Question) *Answer {
 	e.session = &Session{Peer: q.Peer, Local: q.Local, Source: q.Source, Destination: q.Destination, Port: q.Port, Authority: q.Connect}
 	e.ctx, e.cancel = context.WithCancelCause(ctx)
 	defer e.cancel(nil)
+	e.span.off = true
 	e.facts.start, e.facts.x = time.Now(), e.exchange
 	if !e.opaque() {
 		e.run()

@@ -244,6 +244,7 @@ func (x *exchange) via(authority string) upstream.Via {
 // request makes what is sent to the upstream.
 func (w *forwarding) request(a *attempt, n int) (*http.Request, error) {
 	h, host, path := w.mutateRequest(w.f, n)
+	w.injectTrace(h)
 	target := &url.URL{Scheme: "http", Host: a.host.Addr.String(), RawQuery: w.q.Query}
 	if strings.HasPrefix(path, "//") || !strings.HasPrefix(path, "/") {
 		// An opaque part that begins with two slashes would be read as a host.

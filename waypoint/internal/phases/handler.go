@@ -28,6 +28,8 @@ type Config struct {
 	Group     *run.Group // owns what outlives a request: mirrored copies
 	Node      string     // the proxies' own cluster name, for rate limits
 	Limits    Limits
+	Spans     Spans                       // nil = nobody takes spans
+	Env       func(string) (string, bool) // variables that tags of spans name; nil = none
 }
 
 // Handler serves requests and opaque connections.
@@ -66,6 +68,7 @@ type exchange struct {
 	body    *clientBody
 	sent    bool // the client got response headers
 	limited
+	span traced
 }
 
 // ServeHTTP implements http.Handler.
@@ -126,6 +129,7 @@ func (x *exchange) identify() error {
 	x.chain, x.facts.chain = chain.HTTP, chain.Name
 	x.rules = x.table.RulesOf(chain.HTTP)
 	x.sanitize()
+	x.beginTrace()
 	return x.normalize()
 }
 

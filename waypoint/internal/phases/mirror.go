@@ -32,6 +32,7 @@ func (w *forwarding) mirror() {
 			continue
 		}
 		h, host, path := w.mutateRequest(w.f, 1)
+		w.injectCopy(h)
 		if m.Suffix {
 			host += "-shadow"
 		}

@@ -68,6 +68,7 @@ func (x *exchange) record() {
 		x.h.cfg.Telemetry.Request(f.entry())
 		if x.chain != nil {
 			x.log()
+			x.endTrace()
 		}
 	}
 	if f.broken {

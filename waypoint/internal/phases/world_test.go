@@ -39,6 +39,7 @@ import (
 	"github.com/marrowmesh/marrow/waypoint/internal/front"
 	"github.com/marrowmesh/marrow/waypoint/internal/intake"
 	"github.com/marrowmesh/marrow/waypoint/internal/phases"
+	"github.com/marrowmesh/marrow/waypoint/internal/spans"
 	"github.com/marrowmesh/marrow/waypoint/internal/telemetry"
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
 )
@@ -138,6 +139,7 @@ type world struct {
 	ups     *upstream.Store
 	front   *front.Server
 	handler *phases.Handler
+	spans   *spans.Exporter
 	addr    string
 	log     *lines
 	reg     *prometheus.Registry
@@ -158,7 +160,10 @@ func newWorld(t testing.TB) *world {
 	w.ups = upstream.NewStore(tunnels, time.Now)
 	w.in = intake.New(w.ups, obs.Discard())
 	tel := telemetry.New(w.reg, w.log)
+	w.spans = spans.New(spans.Config{Upstreams: w.ups, Rand: func(n uint64) uint64 { return w.rnd(n) }, Log: obs.Discard(), Registry: w.reg, Flush: 10 * time.Millisecond})
+	g.Go("spans", w.spans.Run)
 	h := phases.New(phases.Config{
+		Spans: w.spans, Env: func(name string) (string, bool) { return "value of " + name, name == "POD" },
 		Table: w.in.Table, Upstreams: w.ups, Rand: func(n uint64) uint64 { return w.rnd(n) }, NewID: func() string { return "id-1" },
 		Telemetry: tel, Log: obs.Discard(), Host: "wp-1", Group: g,
 	})

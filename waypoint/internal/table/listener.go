@@ -196,7 +196,7 @@ func compileManager(p *hcmv3.HttpConnectionManager) (*HTTPChain, error) {
 		"http_protocol_options", "http2_protocol_options", "server_name", "server_header_transformation", "stream_idle_timeout",
 		"access_log", "use_remote_address", "xff_num_trusted_hops", "generate_request_id", "preserve_external_request_id",
 		"forward_client_cert_details", "proxy_100_continue", "upgrade_configs", "normalize_path", "merge_slashes",
-		"path_with_escaped_slashes_action", "request_id_extension", "request_timeout", "drain_timeout", "max_request_headers_kb",
+		"path_with_escaped_slashes_action", "request_id_extension", "tracing", "request_timeout", "drain_timeout", "max_request_headers_kb",
 		"request_headers_timeout", "delayed_close_timeout"); err != nil {
 		return nil, err
 	}
@@ -233,6 +233,9 @@ func compileManager(p *hcmv3.HttpConnectionManager) (*HTTPChain, error) {
 	var err error
 	if h.Logs, err = compileLogs(p.GetAccessLog()); err != nil {
 		return nil, err
+	}
+	if h.Tracing, err = compileTracing(p); err != nil {
+		return nil, fmt.Errorf("tracing: %w", err)
 	}
 	switch r := p.GetRouteSpecifier().(type) {
 	case *hcmv3.HttpConnectionManager_Rds:

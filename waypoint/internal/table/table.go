@@ -48,6 +48,7 @@ type HTTPChain struct {
 	WebSocket     bool // upgrades to websocket are allowed
 	RequestID     bool // make X-Request-Id when the client sent none
 	Logs          []Log
+	Tracing       *Tracing // nil = requests become no spans
 }
 
 // ServerMode is what happens to the response's Server header.
