@@ -38,6 +38,7 @@ type Stream struct {
 	header    response
 	dl        *deadlines // nil if none was ever set
 	onAbort   func()
+	onEnd     func()
 }
 
 // response is what a client stream waits for first.
@@ -204,7 +205,7 @@ func (s *Stream) CloseCode(code Code) error {
 		return nil
 	}
 	s.closed = true
-	s.onAbort = nil
+	s.onAbort, s.onEnd = nil, nil
 	if s.cause == nil && (!s.localEnd || !s.remoteEnd) {
 		s.c.resetStream(s, &ResetError{Code: code})
 	}
@@ -276,6 +277,7 @@ func (s *Stream) endLocal() {
 
 func (s *Stream) endRemote() {
 	s.remoteEnd = true
+	s.noMore()
 	s.wake.Broadcast()
 	if s.localEnd {
 		s.c.forget(s)
@@ -289,6 +291,7 @@ func (s *Stream) abort(cause error) {
 		return
 	}
 	s.cause = cause
+	s.noMore()
 	if s.c.role == client && !s.header.done {
 		s.answered()
 	}

@@ -29,6 +29,34 @@ func (r *replayed) Read(p []byte) (int, error) {
 	return r.Conn.Read(p)
 }
 
+// OnEnd is the connection's, if it can tell.
+func (r *replayed) OnEnd(fn func()) { onEnd(r.Conn, fn) }
+
+func onEnd(c upstream.Conn, fn func()) {
+	if e, ok := c.(interface{ OnEnd(fn func()) }); ok {
+		e.OnEnd(fn)
+	}
+}
+
+// speaksHTTP2 reads as much as tells whether a connection begins with HTTP/2's preface. One that does not even begin in time is left to
+// whoever serves HTTP/1.
+func speaksHTTP2(c upstream.Conn) (two bool, seen []byte) {
+	if c.SetReadDeadline(time.Now().Add(headerLimit)) != nil {
+		return false, nil
+	}
+	defer func() { _ = c.SetReadDeadline(time.Time{}) }()
+	buf := make([]byte, len(preface))
+	n := 0
+	for n < len(buf) && string(buf[:n]) == preface[:n] {
+		k, err := c.Read(buf[n:])
+		n += k
+		if err != nil {
+			break
+		}
+	}
+	return string(buf[:n]) == preface, buf[:n]
+}
+
 // detect looks at the first bytes until they tell the protocol, or the time is over: then the server has to speak first, which no
 // HTTP server does.
 func detect(c upstream.Conn, limit time.Duration) (table.Protocol, upstream.Conn, error) {

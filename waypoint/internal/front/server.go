@@ -19,6 +19,7 @@ import (
 	"github.com/marrowmesh/marrow/internal/mtls"
 	"github.com/marrowmesh/marrow/internal/obs"
 	"github.com/marrowmesh/marrow/internal/run"
+	"github.com/marrowmesh/marrow/waypoint/internal/h1"
 	"github.com/marrowmesh/marrow/waypoint/internal/phases"
 	"github.com/marrowmesh/marrow/waypoint/internal/table"
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
@@ -40,26 +41,31 @@ type Server struct {
 	cfg    Config
 	tunnel atomic.Pointer[hbone.Server]
 	inner  *handoff
-	http   *http.Server
+	http   *http.Server // of HTTP/2
+	http1  *h1.Server
 	open   atomic.Int64 // inner connections
 	conns  atomic.Int64 // tunnel connections
 }
 
-const handshakeLimit = 10 * time.Second
+const (
+	handshakeLimit = 10 * time.Second
+	headerLimit    = time.Minute // of the time that a request's head may take
+	maxHeader      = 64 << 10    // of its bytes
+)
 
 // New makes a server that listens nowhere yet.
 func New(cfg Config) *Server {
 	s := &Server{cfg: cfg, inner: newHandoff()}
 	s.tunnel.Store(hbone.NewServer(cfg.HBONE))
+	s.http1 = &h1.Server{Handler: cfg.Phases, HeaderTimeout: headerLimit, MaxHeader: maxHeader}
 	protocols := &http.Protocols{}
-	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	s.http = &http.Server{
 		Handler:           cfg.Phases,
 		Protocols:         protocols,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1000},
-		ReadHeaderTimeout: time.Minute,
-		MaxHeaderBytes:    60 << 10,
+		ReadHeaderTimeout: headerLimit,
+		MaxHeaderBytes:    maxHeader - 4<<10,
 		ErrorLog:          log.New(io.Discard, "", 0), // phases tells what went wrong, with more to tell
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if in, ok := c.(*innerConn); ok {
@@ -244,6 +250,13 @@ func (s *Server) serveHTTP(ctx context.Context, c upstream.Conn, session *phases
 	s.open.Add(1)
 	defer s.open.Add(-1)
 	in := &innerConn{Conn: c, session: session, closed: make(chan struct{})}
+	two, seen := speaksHTTP2(c)
+	in.Conn = &replayed{Conn: c, first: seen}
+	if !two {
+		defer func() { _ = in.Close() }()
+		s.http1.Serve(phases.WithSession(ctx, session), in)
+		return
+	}
 	if !s.inner.offer(in) {
 		return
 	}
@@ -272,6 +285,9 @@ func (c *innerConn) Close() error {
 	})
 	return err
 }
+
+// OnEnd implements what the HTTP/1 server asks for.
+func (c *innerConn) OnEnd(fn func()) { onEnd(c.Conn, fn) }
 
 // RemoteAddr is the client's, as the node proxy kept it.
 func (c *innerConn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.session.Source) }

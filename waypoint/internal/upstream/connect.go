@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/marrowmesh/marrow/internal/identity"
+	"github.com/marrowmesh/marrow/waypoint/internal/h1"
 )
 
 // Target is where a connection goes and what is expected there.
@@ -157,11 +158,23 @@ type pools struct {
 // pooled is a transport with its connections. Where connections have a limited life it is replaced as a whole, so that none of them
 // can pass the limit.
 type pooled struct {
-	*http.Transport
+	transport
 	born   time.Time
 	begun  uint32
 	open   atomic.Int64 // requests whose bodies are not read yet
 	passed atomic.Bool  // another one took its place
+}
+
+const (
+	maxIdle   = 1024        // connections to a host
+	maxHeader = 64 << 10    // bytes of an answer's head
+	continues = time.Second // what a body waits for "100 Continue"
+)
+
+// transport keeps connections to one host.
+type transport interface {
+	http.RoundTripper
+	CloseIdleConnections()
 }
 
 // two says whether requests to the cluster's endpoints are HTTP/2: when the cluster says so, or the client does and the cluster follows.
@@ -186,11 +199,11 @@ func (c *Cluster) Transport(h *Host, via Via) http.RoundTripper {
 		*at = nil
 	}
 	if *at == nil {
-		*at = &pooled{Transport: c.newTransport(h.target(c.Config.ConnectTimeout), two), born: now}
-		(*at).DisableKeepAlives = p.retired && !two // nobody will look for this connection again
+		// Nobody will look again for a connection to a host that is retired.
+		*at = &pooled{transport: c.newTransport(h.target(c.Config.ConnectTimeout), two, p.retired && !two), born: now}
 	}
 	(*at).begun++
-	var rt http.RoundTripper = (*at).Transport
+	var rt http.RoundTripper = (*at).transport
 	if c.Config.Conns.MaxAge > 0 || c.Config.Conns.MaxRequests > 0 {
 		(*at).open.Add(1)
 		rt = *at
@@ -208,7 +221,7 @@ func (c *Cluster) worn(p *pooled, now time.Time) bool {
 
 // RoundTrip implements http.RoundTripper and sees when the request is over.
 func (p *pooled) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := p.Transport.RoundTrip(r)
+	resp, err := p.transport.RoundTrip(r)
 	if err != nil || resp.StatusCode == http.StatusSwitchingProtocols {
 		p.over()
 		return resp, err
@@ -236,11 +249,19 @@ func (b *lastBody) Close() error {
 	return err
 }
 
-func (c *Cluster) newTransport(t Target, two bool) *http.Transport {
+func (c *Cluster) newTransport(t Target, two, single bool) transport {
+	k := &c.Config.Conns
+	if !two && t.Hop.IsValid() && c.Config.Proxy == 0 && c.Config.TLS == nil { // a stream tells by itself when it ends, and is like any other
+		dial := func(ctx context.Context) (net.Conn, error) { return c.open(ctx, t, Via{}) }
+		p := &h1.Pool{Dial: dial, MaxIdle: maxIdle, IdleTimeout: k.Idle, MaxHeader: maxHeader, ContinueTimeout: continues}
+		if single {
+			p.KeepNone()
+		}
+		return p
+	}
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(!two)
 	protocols.SetUnencryptedHTTP2(two)
-	k := &c.Config.Conns
 	return &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			via, _ := ctx.Value(viaKey{}).(Via)
@@ -249,11 +270,12 @@ func (c *Cluster) newTransport(t Target, two bool) *http.Transport {
 		Protocols:              protocols,
 		HTTP2:                  &http.HTTP2Config{SendPingTimeout: k.Ping, PingTimeout: k.PingWait},
 		DisableCompression:     true, // what the client asked for goes through as it is
-		MaxIdleConns:           1024,
-		MaxIdleConnsPerHost:    1024,
+		MaxIdleConns:           maxIdle,
+		MaxIdleConnsPerHost:    maxIdle,
+		DisableKeepAlives:      single,
 		IdleConnTimeout:        k.Idle,
-		ExpectContinueTimeout:  time.Second,
-		MaxResponseHeaderBytes: 64 << 10,
+		ExpectContinueTimeout:  continues,
+		MaxResponseHeaderBytes: maxHeader,
 		WriteBufferSize:        16 << 10,
 		ReadBufferSize:         16 << 10,
 	}
