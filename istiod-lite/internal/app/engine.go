@@ -222,6 +222,7 @@ func (e *engine) routeStatuses() {
 	for k, s := range waypoint.RouteStatuses(waypoint.RouteRows{
 		Mesh:     waypoint.Mesh{TrustDomain: mesh.TrustDomain, ClusterDomain: e.cfg.ClusterDomain, RootNamespace: mesh.RootNamespace},
 		Services: o.Services, ServiceEntries: o.ServiceEntries, HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes,
+		TLSRoutes: o.TLSRoutes, TCPRoutes: o.TCPRoutes,
 	}) {
 		if err := e.status.Whole(k, s); err != nil {
 			e.log.Error("status of a route", obs.F("object", k.String()), obs.Err(err))
@@ -244,8 +245,9 @@ func packed(in []waypoint.Resource) []xds.Resource {
 // findingKey is the object that a finding is about.
 func findingKey(f waypoint.Finding) manifest.Key {
 	group := map[string]string{
-		"HTTPRoute": manifest.GroupGateway, "GRPCRoute": manifest.GroupGateway, "AuthorizationPolicy": manifest.GroupSecurity,
-		"VirtualService": manifest.GroupNetworking, "DestinationRule": manifest.GroupNetworking, "ServiceEntry": manifest.GroupNetworking,
+		"HTTPRoute": manifest.GroupGateway, "GRPCRoute": manifest.GroupGateway, "TLSRoute": manifest.GroupGateway, "TCPRoute": manifest.GroupGateway,
+		"AuthorizationPolicy": manifest.GroupSecurity,
+		"VirtualService":      manifest.GroupNetworking, "DestinationRule": manifest.GroupNetworking, "ServiceEntry": manifest.GroupNetworking,
 	}[f.Kind]
 	return manifest.Key{Group: group, Kind: f.Kind, Namespace: f.Namespace, Name: f.Name}
 }
@@ -260,7 +262,7 @@ func (e *engine) tell(findings map[manifest.Key][]waypoint.Finding) {
 	}
 	for k, list := range findings {
 		e.found[k] = true
-		if k.Kind == "HTTPRoute" || k.Kind == "GRPCRoute" {
+		if k.Group == manifest.GroupGateway {
 			continue // their conditions stand per parent
 		}
 		text := list[0].Message

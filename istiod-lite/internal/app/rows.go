@@ -60,6 +60,8 @@ func (r rows) bindObjects(revision string) bind.Objects {
 		ServiceEntries:   ours(of[*networkingv1.ServiceEntry](r), revision),
 		HTTPRoutes:       ours(of[*gatewayv1.HTTPRoute](r), revision),
 		GRPCRoutes:       ours(of[*gatewayv1.GRPCRoute](r), revision),
+		TLSRoutes:        ours(of[*gatewayv1.TLSRoute](r), revision),
+		TCPRoutes:        ours(of[*gatewayv1.TCPRoute](r), revision),
 		VirtualServices:  ours(of[*networkingv1.VirtualService](r), revision),
 		DestinationRules: ours(of[*networkingv1.DestinationRule](r), revision),
 		Secrets:          of[*corev1.Secret](r),

@@ -74,6 +74,9 @@ func (x *exchange) answer(err error) {
 	if f.close {
 		h.Set("Connection", "close")
 	}
+	if f.flag == "UO" {
+		h.Set("X-Envoy-Overloaded", "true") // so that other proxies do not try again
+	}
 	if x.q.GRPC {
 		x.answerGRPC(f, h)
 		return

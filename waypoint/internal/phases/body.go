@@ -15,6 +15,22 @@ type clientBody struct {
 	failed atomic.Bool
 	once   sync.Once
 	whole  func() // nil = nobody wants to know
+	keep   *kept  // what passed, for copies; nil = nobody wants it
+}
+
+// kept is a body as it passed, as long as it is short.
+type kept struct {
+	limit int
+	b     []byte
+	over  bool // it was longer: there is nothing to copy
+}
+
+func (k *kept) see(p []byte) {
+	if k.over = k.over || len(k.b)+len(p) > k.limit; k.over {
+		k.b = nil
+		return
+	}
+	k.b = append(k.b, p...)
 }
 
 func (b *clientBody) Read(p []byte) (int, error) {
@@ -22,6 +38,9 @@ func (b *clientBody) Read(p []byte) (int, error) {
 	b.total.Add(int64(n))
 	if b.calls != nil {
 		b.calls.see(p[:n])
+	}
+	if b.keep != nil {
+		b.keep.see(p[:n])
 	}
 	switch {
 	case err == nil:

@@ -150,7 +150,9 @@ func (w *forwarding) cookie(k *table.HashKey) string {
 	if *k.TTL > 0 {
 		c.MaxAge = int(k.TTL.Seconds())
 	}
-	http.SetCookie(w.w, &c)
+	if text := c.String(); text != "" {
+		w.w.Header().Add("Set-Cookie", text+k.Attributes)
+	}
 	return v
 }
 
@@ -177,6 +179,10 @@ func (w *forwarding) startTimeout() {
 	if !w.hasBody() {
 		start()
 		return
+	}
+	if before := w.exchange.body.whole; before != nil {
+		first := start
+		start = func() { first(); before() }
 	}
 	w.exchange.body.whole = start
 }
@@ -206,6 +212,7 @@ func (w *forwarding) try(n int) (*attempt, error) {
 	if r := w.f.Retry; r != nil && r.Avoid && n > 1 {
 		choice.Avoid, choice.Picks = w.tried, r.AvoidPicks
 	}
+	choice.Spent = w.spent()
 	var err error
 	if a.host, err = w.cluster.Pick(choice); err != nil {
 		w.facts.host = nil
@@ -234,6 +241,19 @@ func (w *forwarding) try(n int) (*attempt, error) {
 	w.facts.service = time.Since(began)
 	w.cluster.Report(a.host, upstream.ResultOf(a.resp.StatusCode))
 	return a, nil
+}
+
+// spent are the priorities that were tried long enough.
+func (w *forwarding) spent() []uint32 {
+	r := w.f.Retry
+	if r == nil || r.Elsewhere == 0 {
+		return nil
+	}
+	var out []uint32
+	for _, h := range w.tried[:len(w.tried)/r.Elsewhere*r.Elsewhere] {
+		out = append(out, h.Priority)
+	}
+	return out
 }
 
 // via is what the connection to the upstream depends on beside the endpoint.
@@ -317,6 +337,11 @@ func (w *forwarding) again(a *attempt, err error, n int) (bool, time.Duration) {
 	if w.body != nil && !w.body.again() || w.body == nil && w.hasBody() {
 		return false, 0
 	}
+	if a.resp != nil {
+		if wait, ok := r.Limited.Wait(a.resp.Header, time.Now()); ok {
+			return true, wait + time.Duration(w.h.cfg.Rand(uint64(wait/2)+1)) // so that not all come back at once
+		}
+	}
 	base, longest := uint64(r.Base), uint64(r.Max)
 	limit := min(base<<min(n-1, 20), longest)
 	return true, time.Duration(w.h.cfg.Rand(max(limit, 1)))
@@ -331,6 +356,9 @@ func (w *forwarding) retriable(a *attempt, err error) bool {
 		return false
 	}
 	if err == nil {
+		if _, limited := a.resp.Header["X-Envoy-Ratelimited"]; limited {
+			return r.Has(table.OnRateLimited) // others leave it alone
+		}
 		if r.Status(a.resp.StatusCode) {
 			return true
 		}

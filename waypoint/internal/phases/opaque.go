@@ -77,7 +77,14 @@ func (f *flow) serve(ctx context.Context, accept func() (upstream.Conn, error)) 
 	}
 	f.name = c.Pick(f.h.cfg.Rand)
 	up, end, err := f.connect(ctx)
+	for n := 1; n < c.Attempts && f.failure != "" && ctx.Err() == nil; n++ { // the client has nothing yet
+		f.failure = ""
+		up, end, err = f.connect(ctx)
+	}
 	if err != nil {
+		if f.failure != "" && c.Attempts > 1 {
+			f.flags = append(f.flags, "URX")
+		}
 		return err
 	}
 	defer end()
@@ -130,13 +137,15 @@ func (f *flow) connect(ctx context.Context) (upstream.Conn, func(), error) {
 	if err != nil {
 		return nil, nil, &failure{status: http.StatusServiceUnavailable, flag: "UO", detail: "overflow", err: err}
 	}
-	up, err := f.cluster.Dial(ctx, f.host, f.session.Baggage, upstream.Via{Source: f.session.Source, Destination: f.session.Destination})
+	via := upstream.Via{Source: f.session.Source, Destination: f.session.Destination, Authority: f.session.Authority}
+	up, err := f.cluster.Dial(ctx, f.host, f.session.Baggage, via)
 	if err != nil {
 		end()
 		f.cluster.Report(f.host, upstream.LocalErr)
 		f.failure = err.Error()
 		return nil, nil, &failure{status: http.StatusServiceUnavailable, flag: "UF", detail: "upstream_connect_failure", err: err}
 	}
+	f.cluster.Report(f.host, upstream.Answered)
 	f.upstreamLocal = up.LocalAddr().String()
 	if p, ok := up.(upstream.Peered); ok {
 		f.upstreamPeer = p.Peer()

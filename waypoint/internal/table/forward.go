@@ -3,6 +3,7 @@ package table
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -174,10 +175,19 @@ func compileHash(p *routev3.RouteAction_HashPolicy) (HashKey, error) {
 		}
 		k.Header = http.CanonicalHeaderKey(s.Header.GetHeaderName())
 	case *routev3.RouteAction_HashPolicy_Cookie_:
-		if err := strict.Only(s.Cookie, "name", "ttl", "path"); err != nil {
+		if err := strict.Only(s.Cookie, "name", "ttl", "path", "attributes"); err != nil {
 			return k, err
 		}
 		k.Cookie, k.Path = s.Cookie.GetName(), s.Cookie.GetPath()
+		for _, a := range s.Cookie.GetAttributes() {
+			k.Attributes += "; " + a.GetName()
+			if a.GetValue() != "" {
+				k.Attributes += "=" + a.GetValue()
+			}
+		}
+		if strings.ContainsAny(k.Attributes+k.Cookie+k.Path, "\r\n\x00") {
+			return k, fmt.Errorf("cookie %q: a control character in it", k.Cookie)
+		}
 		if t := s.Cookie.GetTtl(); t != nil {
 			d := t.AsDuration()
 			k.TTL = &d

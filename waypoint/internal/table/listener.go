@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -167,9 +168,18 @@ func compileTCP(p *tcpproxyv3.TcpProxy) (*TCPChain, error) {
 		"max_downstream_connection_duration", "max_connect_attempts"); err != nil {
 		return nil, err
 	}
+	const defaultIdle = time.Hour // as in Envoy
 	t := &TCPChain{
-		Idle:   positive(p.GetIdleTimeout(), p.GetIdleTimeout() != nil),
+		Idle: defaultIdle, Attempts: int(max(p.GetMaxConnectAttempts().GetValue(), 1)),
 		MaxAge: positive(p.GetMaxDownstreamConnectionDuration(), p.GetMaxDownstreamConnectionDuration() != nil),
+	}
+	if p.GetIdleTimeout() != nil {
+		t.Idle = positive(p.GetIdleTimeout(), true)
+	}
+	for _, h := range p.GetHashPolicy() {
+		if h.GetSourceIp() == nil {
+			return nil, fmt.Errorf("hash_policy %T: %w", h.GetPolicySpecifier(), strict.ErrUnsupported)
+		}
 	}
 	var err error
 	if t.Logs, err = compileLogs(p.GetAccessLog()); err != nil {

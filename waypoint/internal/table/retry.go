@@ -2,12 +2,15 @@ package table
 
 import (
 	"fmt"
+	"math"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	previousv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/priority/previous_priorities/v3"
 
 	"github.com/marrowmesh/marrow/waypoint/internal/match"
 	"github.com/marrowmesh/marrow/waypoint/internal/strict"
@@ -24,6 +27,62 @@ type Retry struct {
 	AvoidPicks  int           // how many picks that is worth
 	Headers     []match.Header
 	OnlyRequest []match.Header
+	Elsewhere   int         // after every so many attempts the priorities tried so far are passed over; 0 = never
+	Limited     RateLimited // an answer that says when to come back
+}
+
+// RateLimited is how long an answer may tell to wait before the next attempt.
+type RateLimited struct {
+	Headers []ResetHeader
+	Max     time.Duration
+}
+
+// ResetHeader is a header that tells when to come back.
+type ResetHeader struct {
+	Name string // canonical
+	Unix bool   // the value is a point in time, not a number of seconds
+}
+
+// Wait is what an answer's headers say; ok is false when they say nothing that can be followed.
+func (l *RateLimited) Wait(h http.Header, now time.Time) (wait time.Duration, ok bool) {
+	for _, r := range l.Headers {
+		n, err := strconv.ParseInt(strings.TrimSpace(h.Get(r.Name)), 10, 64)
+		if err != nil || n < 0 || n > math.MaxInt64/int64(time.Second) {
+			continue
+		}
+		wait = time.Duration(n) * time.Second
+		if r.Unix {
+			wait = time.Unix(n, 0).Sub(now)
+		}
+		if wait >= 0 && wait <= l.Max {
+			return wait, true
+		}
+	}
+	return 0, false
+}
+
+// compileLimited compiles a back-off that the upstream rules.
+func compileLimited(p *routev3.RetryPolicy_RateLimitedRetryBackOff) (RateLimited, error) {
+	const longest = 300 * time.Second // as in Envoy
+	l := RateLimited{Max: longest}
+	if p == nil {
+		return l, nil
+	}
+	if d := p.GetMaxInterval(); d != nil {
+		l.Max = d.AsDuration()
+	}
+	for _, h := range p.GetResetHeaders() {
+		r := ResetHeader{Name: http.CanonicalHeaderKey(h.GetName())}
+		switch h.GetFormat() {
+		case routev3.RetryPolicy_SECONDS:
+		case routev3.RetryPolicy_UNIX_TIMESTAMP:
+			r.Unix = true
+		default:
+			return l, fmt.Errorf("rate_limited_retry_back_off format %v: %w", h.GetFormat(), strict.ErrUnsupported)
+		}
+		l.Headers = append(l.Headers, r)
+	}
+	return l, nil
 }
 
 // Cause is a set of reasons for another attempt.
@@ -124,7 +183,7 @@ func compileRetry(p *routev3.RetryPolicy) (*Retry, error) {
 	}
 	if err := strict.Only(p, "retry_on", "num_retries", "per_try_timeout", "retry_host_predicate",
 		"host_selection_retry_max_attempts", "retriable_status_codes", "retry_back_off", "retriable_headers",
-		"retriable_request_headers", "retry_priority", "refresh_cluster_on_retry"); err != nil {
+		"retriable_request_headers", "retry_priority", "refresh_cluster_on_retry", "rate_limited_retry_back_off"); err != nil {
 		return nil, err
 	}
 	r := &Retry{Retries: 1, PerTry: p.GetPerTryTimeout().AsDuration(), Base: 25 * time.Millisecond}
@@ -164,11 +223,21 @@ func compileRetry(p *routev3.RetryPolicy) (*Retry, error) {
 		}
 		r.Avoid = true
 	}
-	if n := p.GetRetryPriority().GetName(); n != "" && n != "envoy.retry_priorities.previous_priorities" {
-		return nil, fmt.Errorf("retry_priority %q: %w", n, strict.ErrUnsupported)
+	if rp := p.GetRetryPriority(); rp != nil {
+		if rp.GetName() != "envoy.retry_priorities.previous_priorities" {
+			return nil, fmt.Errorf("retry_priority %q: %w", rp.GetName(), strict.ErrUnsupported)
+		}
+		m := &previousv3.PreviousPrioritiesConfig{}
+		if err := strict.Unpack(rp.GetTypedConfig(), m, "update_frequency"); err != nil {
+			return nil, fmt.Errorf("retry_priority: %w", err)
+		}
+		r.Elsewhere = int(max(m.GetUpdateFrequency(), 1))
 	}
 	r.AvoidPicks = int(max(p.GetHostSelectionRetryMaxAttempts(), 1))
 	var err error
+	if r.Limited, err = compileLimited(p.GetRateLimitedRetryBackOff()); err != nil {
+		return nil, err
+	}
 	if r.Headers, err = match.CompileHeaders(p.GetRetriableHeaders()); err != nil {
 		return nil, err
 	}

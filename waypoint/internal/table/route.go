@@ -93,13 +93,14 @@ type Mirror struct {
 
 // HashKey is one source of the number that picks an endpoint in a consistent way. One of the fields is set.
 type HashKey struct {
-	Header   string // canonical
-	Cookie   string
-	TTL      *time.Duration // of a cookie to make when the client sent none; nil = make none, 0 = a session cookie
-	Path     string         // of that cookie
-	Query    string
-	SourceIP bool
-	Terminal bool
+	Header     string // canonical
+	Cookie     string
+	TTL        *time.Duration // of a cookie to make when the client sent none; nil = make none, 0 = a session cookie
+	Path       string         // of that cookie
+	Attributes string         // of that cookie, as they stand behind it
+	Query      string
+	SourceIP   bool
+	Terminal   bool
 }
 
 // Pick chooses the cluster of a request.

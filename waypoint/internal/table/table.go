@@ -68,6 +68,7 @@ type TCPChain struct {
 	Total    uint64
 	Idle     time.Duration // 0 = none
 	MaxAge   time.Duration // 0 = none
+	Attempts int           // to connect
 	Logs     []Log
 }
 

@@ -34,6 +34,8 @@ type Objects struct {
 	ServiceEntries   []*networkingv1.ServiceEntry
 	HTTPRoutes       []*gatewayv1.HTTPRoute
 	GRPCRoutes       []*gatewayv1.GRPCRoute
+	TLSRoutes        []*gatewayv1.TLSRoute
+	TCPRoutes        []*gatewayv1.TCPRoute
 	VirtualServices  []*networkingv1.VirtualService
 	DestinationRules []*networkingv1.DestinationRule
 	Secrets          []*corev1.Secret
@@ -188,7 +190,8 @@ func (j *join) input(g *gatewayv1.Gateway) waypoint.Input {
 	o := j.w.Objects
 	in := waypoint.Input{
 		Mesh: j.w.Mesh, Gateway: kube.NameOf(g),
-		HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes, VirtualServices: o.VirtualServices, DestinationRules: o.DestinationRules, Policies: o.Policies,
+		HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes, TLSRoutes: o.TLSRoutes, TCPRoutes: o.TCPRoutes,
+		VirtualServices: o.VirtualServices, DestinationRules: o.DestinationRules, Policies: o.Policies,
 	}
 	in.Secrets = within(o.Secrets, g.Namespace)
 	in.ConfigMaps = within(o.ConfigMaps, g.Namespace)

@@ -31,6 +31,8 @@ type Input struct {
 	Workloads        []Workload
 	HTTPRoutes       []*gatewayv1.HTTPRoute
 	GRPCRoutes       []*gatewayv1.GRPCRoute
+	TLSRoutes        []*gatewayv1.TLSRoute
+	TCPRoutes        []*gatewayv1.TCPRoute
 	VirtualServices  []*networkingv1.VirtualService
 	DestinationRules []*networkingv1.DestinationRule
 	Secrets          []*corev1.Secret    // of the waypoint's namespace
@@ -149,6 +151,8 @@ func (in Input) canonical() Input {
 	slices.SortFunc(in.Workloads, func(a, b Workload) int { return strings.Compare(a.UID, b.UID) })
 	in.HTTPRoutes = byAge(in.HTTPRoutes)
 	in.GRPCRoutes = byAge(in.GRPCRoutes)
+	in.TLSRoutes = byAge(in.TLSRoutes)
+	in.TCPRoutes = byAge(in.TCPRoutes)
 	in.VirtualServices = byAge(in.VirtualServices)
 	in.DestinationRules = byAge(in.DestinationRules)
 	in.Policies = byAge(in.Policies)

@@ -30,8 +30,6 @@ func (d *derivation) istioAction(v *networkingv1.VirtualService, rule *networkin
 		return fmt.Errorf("headers: %s", problem)
 	}
 	switch {
-	case rule.GetDelegate() != nil:
-		return fmt.Errorf("delegate: delegation is not supported; put the routes into this VirtualService")
 	case rule.GetRedirect() != nil:
 		if err := istioRedirect(rule.GetRedirect(), r); err != nil {
 			return err
@@ -50,7 +48,7 @@ func (d *derivation) istioAction(v *networkingv1.VirtualService, rule *networkin
 			return fmt.Errorf("route[%d].headers: %s", i, problem)
 		}
 	}
-	retry, err := istioRetry(rule.GetRetries())
+	retry, err := d.istioRetry(rule.GetRetries())
 	if err != nil {
 		return err
 	}
@@ -152,7 +150,11 @@ func retryWord(w string) bool {
 	return false
 }
 
-func istioRetry(r *networkingapi.HTTPRetry) (*routev3.RetryPolicy, error) {
+// istioRetry translates the rule's word on retries, else the mesh's, else Istio's.
+func (d *derivation) istioRetry(r *networkingapi.HTTPRetry) (*routev3.RetryPolicy, error) {
+	if r == nil {
+		r = d.in.Mesh.Config.GetDefaultHttpRetryPolicy()
+	}
 	if r == nil {
 		return defaultRetry(true), nil
 	}

@@ -79,7 +79,7 @@ func (d *derivation) wantSubsets(s *Service, p Port) {
 func (d *derivation) plainRoute(name, cluster string, lb *networkingapi.LoadBalancerSettings) *routev3.Route {
 	f := forward{
 		backends: []backend{{cluster: cluster, weight: 1}},
-		retry:    defaultRetry(lb.GetConsistentHash() == nil),
+		retry:    d.plainRetry(lb.GetConsistentHash() == nil),
 		missing:  routev3.RouteAction_SERVICE_UNAVAILABLE,
 	}
 	r := &routev3.Route{Name: name, Match: everything()}
@@ -129,6 +129,18 @@ func respond(r *routev3.Route, status uint32, body string) {
 
 // defaultRetryOn holds only conditions under which the application cannot have seen the request, or says that it has not.
 const defaultRetryOn = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
+
+// plainRetry is the mesh's word on retries; one that cannot be read is as if it were not there.
+func (d *derivation) plainRetry(otherHosts bool) *routev3.RetryPolicy {
+	p, err := d.istioRetry(nil)
+	if err != nil {
+		return defaultRetry(otherHosts)
+	}
+	if p != nil && !otherHosts {
+		p.RetryHostPredicate, p.HostSelectionRetryMaxAttempts = nil, 0
+	}
+	return p
+}
 
 func defaultRetry(otherHosts bool) *routev3.RetryPolicy {
 	return retryPolicy(2, defaultRetryOn, otherHosts)

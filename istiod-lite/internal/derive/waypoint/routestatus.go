@@ -22,6 +22,8 @@ type RouteRows struct {
 	ServiceEntries []*networkingv1.ServiceEntry
 	HTTPRoutes     []*gatewayv1.HTTPRoute
 	GRPCRoutes     []*gatewayv1.GRPCRoute
+	TLSRoutes      []*gatewayv1.TLSRoute
+	TCPRoutes      []*gatewayv1.TCPRoute
 }
 
 // RouteStatuses says of each route that has a Service or ServiceEntry as parent whether it is accepted there and whether
@@ -40,6 +42,23 @@ func RouteStatuses(in RouteRows) map[manifest.Key]gatewayv1.RouteStatus {
 	}
 	for _, r := range in.GRPCRoutes {
 		judge(r, r.Spec.CommonRouteSpec, r.Status.RouteStatus, func(d *derivation) { d.grpcRoute(r, Port{Number: 1, Protocol: HTTP2}) })
+	}
+	stream := func(kind string, r manifest.Object, refs []gatewayv1.BackendRef) func(*derivation) {
+		return func(d *derivation) { d.streamBackends(ownerOf(kind, r), refs, Port{Number: 1, Protocol: TCP}) }
+	}
+	for _, r := range in.TLSRoutes {
+		var refs []gatewayv1.BackendRef
+		for _, rule := range r.Spec.Rules {
+			refs = append(refs, rule.BackendRefs...)
+		}
+		judge(r, r.Spec.CommonRouteSpec, r.Status.RouteStatus, stream("TLSRoute", r, refs))
+	}
+	for _, r := range in.TCPRoutes {
+		var refs []gatewayv1.BackendRef
+		for _, rule := range r.Spec.Rules {
+			refs = append(refs, rule.BackendRefs...)
+		}
+		judge(r, r.Spec.CommonRouteSpec, r.Status.RouteStatus, stream("TCPRoute", r, refs))
 	}
 	return out
 }

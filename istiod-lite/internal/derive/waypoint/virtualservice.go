@@ -40,7 +40,7 @@ func (d *derivation) virtualServices(s *Service) []*networkingv1.VirtualService 
 func (d *derivation) istioRoutes(s *Service, p Port) []*routev3.Route {
 	var out []*routev3.Route
 	for _, v := range d.virtualServices(s) {
-		for i, rule := range v.Spec.GetHttp() {
+		for i, rule := range d.httpRules(v) {
 			routes, err := d.istioRule(v, rule, p)
 			if err != nil {
 				d.report("VirtualService", v.Namespace, v.Name, reasonInvalid, fmt.Sprintf("http[%d]: %v", i, err))
@@ -191,51 +191,4 @@ func (d *derivation) istioBackend(v *networkingv1.VirtualService, dest *networki
 			"subset "+dest.GetSubset()+" of "+host+" is declared by no DestinationRule; its requests get 503")
 	}
 	return b
-}
-
-// tcpTarget is a share of a port's connections.
-type tcpTarget struct {
-	cluster string
-	weight  uint32
-}
-
-// tcpTargets are where a TCP chain sends: the first VirtualService with a matching tcp route, else the service itself.
-func (d *derivation) tcpTargets(s *Service, p Port) []tcpTarget {
-	own := []tcpTarget{{cluster: d.cluster(s, p, "", false), weight: 1}}
-	for _, v := range d.virtualServices(s) {
-		for _, rule := range v.Spec.GetTcp() {
-			if !d.tcpHolds(rule.GetMatch(), p) {
-				continue
-			}
-			var out []tcpTarget
-			for _, dest := range rule.GetRoute() {
-				if len(rule.GetRoute()) > 1 && dest.GetWeight() <= 0 {
-					continue
-				}
-				b := d.istioBackend(v, dest.GetDestination(), p, false)
-				out = append(out, tcpTarget{cluster: b.cluster, weight: uint32(max(dest.GetWeight(), 1))})
-			}
-			if len(out) > 0 {
-				return out
-			}
-		}
-	}
-	return own
-}
-
-func (d *derivation) tcpHolds(matches []*networkingapi.L4MatchAttributes, p Port) bool {
-	if len(matches) == 0 {
-		return true
-	}
-	return slices.ContainsFunc(matches, func(m *networkingapi.L4MatchAttributes) bool {
-		switch {
-		case len(m.GetSourceLabels()) > 0, len(m.GetDestinationSubnets()) > 0, m.GetSourceSubnet() != "":
-			return false
-		case m.GetPort() != 0 && m.GetPort() != p.Number:
-			return false
-		case len(m.GetGateways()) > 0 && !slices.Contains(m.GetGateways(), meshGateway):
-			return false
-		}
-		return m.GetSourceNamespace() == "" || m.GetSourceNamespace() == d.in.Gateway.Namespace
-	})
 }

@@ -80,6 +80,10 @@ func parseWorld(t *testing.T, services, objects []byte) Input {
 			in.HTTPRoutes = append(in.HTTPRoutes, o)
 		case *gatewayv1.GRPCRoute:
 			in.GRPCRoutes = append(in.GRPCRoutes, o)
+		case *gatewayv1.TLSRoute:
+			in.TLSRoutes = append(in.TLSRoutes, o)
+		case *gatewayv1.TCPRoute:
+			in.TCPRoutes = append(in.TCPRoutes, o)
 		case *networkingv1.VirtualService:
 			in.VirtualServices = append(in.VirtualServices, o)
 		case *networkingv1.DestinationRule:
