@@ -40,6 +40,15 @@ type Arena struct {
 // Up starts a lab with these pods, or skips the test where the host forbids one. It ends with the test.
 func Up(tb testing.TB, pods ...Pod) *Arena {
 	tb.Helper()
+	return UpWith(tb, nil, pods...)
+}
+
+// NoPenalty is for suites that break the rules on purpose, and want to be let in again.
+const NoPenalty = "MARROW_PEER_PENALTY=false"
+
+// UpWith is Up with environment, NAME=value each, for the node proxies.
+func UpWith(tb testing.TB, environment []string, pods ...Pod) *Arena {
+	tb.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		tb.Fatal(err)
@@ -56,7 +65,7 @@ func Up(tb testing.TB, pods ...Pod) *Arena {
 		tb.Fatal(err)
 	}
 	var commands lab.Commands
-	if more := strings.Fields(env("MARROW_ARENA_ZTUNNEL_ENV")); len(more) > 0 {
+	if more := append(environment, strings.Fields(env("MARROW_ARENA_ZTUNNEL_ENV"))...); len(more) > 0 {
 		commands.Ztunnel = append(append([]string{"env"}, more...), filepath.Join(bin, "ztunnel"))
 	}
 	a.lab, err = lab.Up(tb.Context(), lab.Options{Name: "arena", Root: filepath.Join(dir, "labs"), BinDir: bin, NoIPv6: true, Commands: commands})

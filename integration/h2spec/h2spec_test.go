@@ -205,7 +205,7 @@ func run(t *testing.T, g *arena.Agent, trial Trial) (results, string) {
 // TestH2Spec: RFC 9113 on the tunnel port, as a stranger reads it.
 func TestH2Spec(t *testing.T) {
 	path := program(t)
-	a := arena.Up(t, arena.Pod{Name: "server", Node: "node-2", Mesh: true}, arena.Pod{Name: "rogue", Node: "node-1"})
+	a := arena.UpWith(t, []string{arena.NoPenalty}, arena.Pod{Name: "server", Node: "node-2", Mesh: true}, arena.Pod{Name: "rogue", Node: "node-1"})
 	g := a.Agent(t, arena.InPod("rogue"))
 	trial := Trial{Program: path, Pod: "rogue", Target: net.JoinHostPort(a.IP(t, "server").String(), strconv.Itoa(15008))}
 	all, words := run(t, g, trial)

@@ -25,9 +25,9 @@ type ground struct {
 	line                []string
 }
 
-func newGround(t *testing.T) *ground {
+func newGround(t *testing.T, environment ...string) *ground {
 	t.Helper()
-	a := arena.Up(t, arena.Pod{Name: "client", Node: "node-1", Mesh: true}, arena.Pod{Name: "server", Node: "node-2", Mesh: true},
+	a := arena.UpWith(t, environment, arena.Pod{Name: "client", Node: "node-1", Mesh: true}, arena.Pod{Name: "server", Node: "node-2", Mesh: true},
 		arena.Pod{Name: "rogue", Node: "node-1"})
 	g := &ground{
 		server: a.IP(t, "server").String(), client: a.IP(t, "client").String(),
@@ -58,7 +58,7 @@ func (g *ground) ask(t *testing.T, d time.Duration) Rounds {
 
 // TestHostilePeers: each attack ends as the table says, costs bounded memory, leaves nothing, and does not stop the neighbour.
 func TestHostilePeers(t *testing.T) {
-	g := newGround(t)
+	g := newGround(t, arena.NoPenalty)
 	began := time.Now()
 	arena.Do[None](t, g.attacker, "Dozer.Hold", Assault{Pod: "rogue", Server: g.client})
 	for _, row := range attacks() {
@@ -68,6 +68,56 @@ func TestHostilePeers(t *testing.T) {
 	t.Logf("%d attacks in %v; the proxy at rest before: %.1f MiB, %d goroutines, %d files\n%-46s %9s %8s %7s %9s %9s %6s  %s\n%s",
 		len(attacks()), time.Since(began).Round(time.Millisecond), mib(g.calm.RSS), g.calm.Goroutines, g.calm.FDs,
 		"attack", "sent", "peak MiB", "CPU s/s", "p99 calm", "p99 under", "ratio", "ends", strings.Join(g.line, "\n"))
+}
+
+// TestAttackersAreKeptOut: who breaks the rules again and again is not let in, and the neighbour hardly notices him.
+func TestAttackersAreKeptOut(t *testing.T) {
+	g := newGround(t)
+	window := max(g.window, 500*time.Millisecond)
+	seen := Outcome{Ends: map[string]int{}}
+	for _, name := range []string{"rapid reset", "made you reset: DATA after END_STREAM", "CONTINUATION without end", "SETTINGS flood", "PING flood", "toggled initial window"} {
+		before := g.watcher.Look(t)
+		arena.Do[None](t, g.watcher, "Watcher.Begin", None{})
+		var peace, under []time.Duration
+		sent := int64(0)
+		for range 3 {
+			peace = append(peace, g.ask(t, window).P99)
+			done := make(chan error, 1)
+			var out Outcome
+			go func() {
+				done <- g.attacker.Call(20*time.Second, "Attacker.Persist", Assault{Name: name, Pod: "rogue", Server: g.server, For: window}, &out)
+			}()
+			under = append(under, g.ask(t, window).P99)
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			for end, n := range out.Ends {
+				seen.Ends[end] += n
+			}
+			sent += out.Sent
+		}
+		peak := arena.Do[int64](t, g.watcher, "Watcher.Peak", None{})
+		if grown := peak - before.RSS; grown > mostGrowth<<20 {
+			t.Errorf("%s: the proxy grew by %.1f MiB, from %.1f", name, mib(grown), mib(before.RSS))
+		}
+		slices.Sort(peace)
+		slices.Sort(under)
+		g.line = append(g.line, fmt.Sprintf("%-46s %9d %8.1f %9v %9v %6.2f", name, sent, mib(peak),
+			peace[1].Round(time.Microsecond), under[1].Round(time.Microsecond), float64(under[1])/float64(peace[1])))
+	}
+	broke := 0
+	for end, n := range seen.Ends {
+		if end != keptOut {
+			broke += n
+		}
+	}
+	t.Logf("%d connections broke the rules, %d were not let in; medians of three windows of %v\n%-46s %9s %8s %9s %9s %6s\n%s",
+		broke, seen.Ends[keptOut], window, "attack", "sent", "peak MiB", "p99 calm", "p99 under", "ratio", strings.Join(g.line, "\n"))
+	// One for nothing, then after 1, 2, 4, 8, 16 and 30 seconds.
+	if broke > 8 || broke < 2 || seen.Ends[keptOut] < 10 {
+		t.Errorf("connections ended as %v", seen.Ends)
+	}
+	g.watcher.Settled(t, g.calm, slack, 5*time.Second)
 }
 
 // patience is how long a connection may come to nothing: a PING after 10 s of silence, and 20 s for its answer.

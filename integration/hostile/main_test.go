@@ -183,6 +183,32 @@ func (*Attacker) Run(a Assault, out *Outcome) error {
 	return nil
 }
 
+// keptOut is the end of a connection that was not let in.
+const keptOut = "not let in"
+
+// Persist is Run by somebody who knocks again when he is not let in.
+func (*Attacker) Persist(a Assault, out *Outcome) error {
+	last()
+	cert, err := certificate(a.Pod)
+	if err != nil {
+		return err
+	}
+	out.Ends = map[string]int{}
+	i := slices.IndexFunc(attacks(), func(r attack) bool { return r.name == a.Name })
+	if i < 0 {
+		return fmt.Errorf("no attack %q", a.Name)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), a.For)
+	defer cancel()
+	for ctx.Err() == nil {
+		if err := attacks()[i].once(ctx, cert, a.Server, out); err != nil {
+			out.Ends[keptOut]++
+			pause(ctx, time.Millisecond)
+		}
+	}
+	return nil
+}
+
 // once is one connection of an attack.
 func (a attack) once(ctx context.Context, cert *mtls.Certificate, server string, out *Outcome) error {
 	patient, cancel := context.WithTimeout(context.Background(), 5*time.Second)

@@ -108,7 +108,7 @@ func (f *Feeder) feedSocket() (quiet bool, err error) {
 		f.lot.kicked.Store(false)
 		return true, nil
 	}
-	return false, err
+	return false, known(err)
 }
 
 // Left is what on has not taken; it stays valid until the next Feed or Free.

@@ -210,7 +210,7 @@ func (l *Lot) park(f *Feeder) error {
 	ctl := f.rc.Control(func(fd uintptr) { err = l.watch(f, int(fd), place) })
 	if ctl != nil || err != nil {
 		l.free = append(l.free, int32(place))
-		return ctl
+		return known(ctl)
 	}
 	l.parked[place] = f
 	f.lot.place = int32(place) + 1

@@ -234,3 +234,23 @@ func TestParkingLosesNothing(t *testing.T) {
 		t.Errorf("%d are parked at the end", n)
 	}
 }
+
+// TestClosedFile: a socket of package os that is closed ends like one of package net.
+func TestClosedFile(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = w.Close() }()
+	rc, err := r.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = r.Close()
+	if err := known(rc.Read(func(uintptr) bool { return true })); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("%v, want that it is closed", err)
+	}
+	if err := known(nil); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,9 +1,38 @@
 package burst
 
 import (
+	"net"
+	"os"
+	"sync"
 	"syscall"
 	"unsafe"
 )
+
+// closing is what a descriptor of package os gives once it is closed, which
+// unlike that of package net is no error that others know.
+//
+//nolint:gochecknoglobals // a constant that has no name
+var closing = sync.OnceValue(func() error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return os.ErrClosed
+	}
+	_ = w.Close()
+	rc, err := r.SyscallConn()
+	_ = r.Close()
+	if err != nil {
+		return os.ErrClosed
+	}
+	return rc.Control(func(uintptr) {})
+})
+
+// known gives an error of a descriptor the name that callers look for.
+func known(err error) error {
+	if err != nil && err == closing() { //nolint:errorlint // it is this very one
+		return net.ErrClosed
+	}
+	return err
+}
 
 // rawLimit is the largest piece that is moved without telling the scheduler.
 // These calls never wait, so there is nothing to tell: the thread is back

@@ -45,7 +45,7 @@ func (w *Writer) write(p []byte, wait bool) (int, error) {
 		return w.n, w.err
 	}
 	if err != nil && w.n < len(p) {
-		return w.n, err
+		return w.n, known(err)
 	}
 	return w.n, nil
 }

@@ -64,6 +64,21 @@ func (s *Server) Serve(ctx context.Context, c net.Conn, h Handler) error {
 	return nil
 }
 
+// Violation reports that a connection ended because its peer broke the protocol,
+// or did too much of what costs it nothing.
+func Violation(err error) bool {
+	e, ok := errors.AsType[*h2.ConnError](err)
+	if !ok || e.Remote {
+		return false
+	}
+	switch e.Code {
+	case h2.ProtocolError, h2.FlowControl, h2.StreamClosed, h2.FrameSizeError, h2.Compression, h2.EnhanceYourCalm:
+		return true
+	case h2.NoError, h2.InternalError, h2.RefusedStream, h2.Cancel:
+	}
+	return false
+}
+
 // Drain tells every peer that we go away: tunnels under way to us are still
 // taken, all may finish, then their connections end. Connections that come
 // later are drained at once.

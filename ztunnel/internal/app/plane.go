@@ -82,7 +82,7 @@ func (p *proxy) compose(ready *run.Task) (*plane, error) {
 	in := inbound.New(inbound.Config{
 		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.root.Named("inbound"),
 		Certs: pl.certs.Source, TLS: tls, HBONE: transport, NaturalSource: !*cfg.Data.KeepSource, TunnelToPodIP: !cfg.HBONE.LoopbackApp,
-		NoBaggage: !cfg.HBONE.Baggage, Lot: pl.lot,
+		NoBaggage: !cfg.HBONE.Baggage, NoPenalty: !cfg.HBONE.Penalty, Lot: pl.lot,
 	})
 	pl.outbound = outbound.New(outbound.Config{
 		Node: cfg.Node.Name, Network: cfg.Node.Network, Views: pl.views, Conns: pl.conns, Record: record, Log: p.root.Named("outbound"),

@@ -83,6 +83,7 @@ type HBONE struct {
 	Baggage       bool          `json:"enableResponseBaggage"`
 	LoopbackApp   bool          `json:"localhostAppTunnel"`
 	SameNode      string        `json:"sameNode"` // splice or tunnel
+	Penalty       bool          `json:"peerPenalty"`
 }
 
 // How pods of this node reach each other. Who may is the same.
@@ -266,6 +267,7 @@ func (l *loader) hbone() HBONE {
 		LoopbackApp:   r.Bool("LOCALHOST_APP_TUNNEL", true, "PROXY tunnels go to loopback"),
 		SameNode: r.Enum("MARROW_SAME_NODE", SameNodeSplice, []string{SameNodeSplice, SameNodeTunnel},
 			"how pods of this node reach each other: from socket to socket, or through a tunnel like pods of other nodes"),
+		Penalty: r.Bool("MARROW_PEER_PENALTY", true, "keep peers out for a while that break the rules of HTTP/2 again"),
 	}
 	if h.FrameSize < 1<<14 || h.FrameSize > 1<<24-1 {
 		r.Fail("HTTP2_FRAME_SIZE", r.String("HTTP2_FRAME_SIZE", ""), "must be between 16384 and 16777215 bytes")

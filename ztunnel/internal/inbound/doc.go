@@ -15,6 +15,8 @@
 //     (TestTopologies, mtls' TestVerifyEqualsHandshake);
 //   - a connection is registered before it is judged (conns.Admit, TestRegisterBeforeJudge);
 //   - CONNECT is answered 200 only when the application's socket is open (TestNo200BeforeUpstream);
+//   - who breaks the rules of HTTP/2 again and again is not let in for a while, and nobody else is kept out
+//     (TestPenalties, integration/hostile's TestAttackersAreKeptOut);
 //   - when drain starts no accepted byte is lost (TestDrainLosesNothing).
 //
 // Neighbours: capture hands it connections; mtls, hbone, view, steer, conns, flow and relay do the parts.

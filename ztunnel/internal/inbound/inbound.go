@@ -46,15 +46,22 @@ type Config struct {
 	TunnelToPodIP bool
 	// Lot is where quiet connections wait; nil leaves each its goroutine.
 	Lot *burst.Lot
+	// NoPenalty lets peers in again at once that attack.
+	NoPenalty bool
 	// NoBaggage leaves the baggage header out of answers and ignores that of requests.
 	NoBaggage bool
 }
 
 // Driver drives inbound connections of all pods of the node.
-type Driver struct{ cfg Config }
+type Driver struct {
+	cfg       Config
+	penalties penalties
+}
 
 // New makes a driver.
-func New(cfg Config) *Driver { return &Driver{cfg: cfg} }
+func New(cfg Config) *Driver {
+	return &Driver{cfg: cfg, penalties: penalties{by: map[netip.Addr]*penalty{}}}
+}
 
 // errNotConnect refuses requests that are no tunnels.
 var errNotConnect = errors.New("only CONNECT is served here")
@@ -62,6 +69,14 @@ var errNotConnect = errors.New("only CONNECT is served here")
 // HandleHBONE serves one connection on 15008 to its end; it is a capture.Handler.
 func (d *Driver) HandleHBONE(ctx context.Context, pod *capture.Pod, a *capture.Accepted) {
 	defer d.cfg.Record.Socket(flow.Destination)()
+	if refusal, first := d.penalties.check(time.Now(), a.Peer.Addr()); refusal != nil {
+		reset(a.Conn)
+		_ = a.Close()
+		if first { // the others of the same penalty tell nothing new
+			d.cfg.Record.Refused(flow.Destination, a.Peer, a.Local, refusal)
+		}
+		return
+	}
 	if err := d.serve(ctx, pod, a); err != nil {
 		d.cfg.Record.Refused(flow.Destination, a.Peer, a.Local, err)
 	}
@@ -97,9 +112,27 @@ func (d *Driver) serve(ctx context.Context, pod *capture.Pod, a *capture.Accepte
 	t := &tunnel{Driver: d, pod: pod, conn: a, peer: peer, cut: ctx}
 	if err := server.Serve(ctx, secured, t.handler()); err != nil {
 		d.cfg.Log.Debug("tunnel connection ended", obs.F("src.addr", a.Peer), obs.F("dst.addr", a.Local), obs.Err(err))
+		if hbone.Violation(err) && !d.cfg.NoPenalty {
+			d.penalize(a, err)
+		}
 	}
 	g.Stop()
 	return g.Wait()
+}
+
+// penalize keeps a peer out that attacks again.
+func (d *Driver) penalize(a *capture.Accepted, err error) {
+	if wait := d.penalties.note(time.Now(), a.Peer.Addr()); wait > 0 {
+		d.cfg.Log.Warn("a peer breaks the rules of HTTP/2 again and is kept out", obs.F("src.addr", a.Peer), obs.F("dst.addr", a.Local),
+			obs.F("for", wait), obs.Err(err))
+	}
+}
+
+// reset has a socket's Close send a reset: nobody shall take a refusal for an empty answer.
+func reset(c any) {
+	if s, ok := c.(interface{ SetLinger(sec int) error }); ok {
+		_ = s.SetLinger(0)
+	}
 }
 
 // tunnel is one authenticated connection with its streams.
@@ -232,8 +265,8 @@ func (d *Driver) HandlePlain(ctx context.Context, pod *capture.Pod, a *capture.A
 	if in := d.arrivePlain(ctx, pod, a); in != nil {
 		in.relay.Wait() // between two sockets
 		in.end()
-	} else if s, ok := a.Conn.(interface{ SetLinger(sec int) error }); ok {
-		_ = s.SetLinger(0) // nobody shall take a refusal for an empty answer
+	} else {
+		reset(a.Conn)
 	}
 	_ = a.Close()
 	closed()
