@@ -207,8 +207,8 @@ func validateRequestAuthentication(spec *apisecurity.RequestAuthentication, p *p
 	validateTargets(spec.GetSelector(), spec.GetTargetRef(), spec.GetTargetRefs(), p)
 	for i, r := range spec.GetJwtRules() {
 		at := fmt.Sprintf("spec.jwtRules[%d]", i)
-		if r.GetIssuer() == "" {
-			p.add(at+".issuer", "is empty; name who signs the tokens")
+		if r.GetIssuer() == "" && r.GetJwksUri() == "" {
+			p.add(at+".issuer", "is empty; name who signs the tokens, or give a jwksUri whose tokens of any issuer are good")
 		}
 		if r.GetJwks() != "" && r.GetJwksUri() != "" {
 			p.add(at+".jwks", "excludes jwksUri; keep one of the two")

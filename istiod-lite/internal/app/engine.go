@@ -246,8 +246,8 @@ func packed(in []waypoint.Resource) []xds.Resource {
 func findingKey(f waypoint.Finding) manifest.Key {
 	group := map[string]string{
 		"HTTPRoute": manifest.GroupGateway, "GRPCRoute": manifest.GroupGateway, "TLSRoute": manifest.GroupGateway, "TCPRoute": manifest.GroupGateway,
-		"AuthorizationPolicy": manifest.GroupSecurity,
-		"VirtualService":      manifest.GroupNetworking, "DestinationRule": manifest.GroupNetworking, "ServiceEntry": manifest.GroupNetworking,
+		"AuthorizationPolicy": manifest.GroupSecurity, "RequestAuthentication": manifest.GroupSecurity,
+		"VirtualService": manifest.GroupNetworking, "DestinationRule": manifest.GroupNetworking, "ServiceEntry": manifest.GroupNetworking,
 	}[f.Kind]
 	return manifest.Key{Group: group, Kind: f.Kind, Namespace: f.Namespace, Name: f.Name}
 }

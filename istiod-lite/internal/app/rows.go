@@ -67,6 +67,7 @@ func (r rows) bindObjects(revision string) bind.Objects {
 		Secrets:          of[*corev1.Secret](r),
 		ConfigMaps:       of[*corev1.ConfigMap](r),
 		Policies:         ours(of[*securityv1.AuthorizationPolicy](r), revision),
+		Authentications:  ours(of[*securityv1.RequestAuthentication](r), revision),
 	}
 }
 

@@ -28,8 +28,10 @@ import (
 	"github.com/marrowmesh/marrow/waypoint/internal/config"
 	"github.com/marrowmesh/marrow/waypoint/internal/front"
 	"github.com/marrowmesh/marrow/waypoint/internal/intake"
+	"github.com/marrowmesh/marrow/waypoint/internal/jwks"
 	"github.com/marrowmesh/marrow/waypoint/internal/phases"
 	"github.com/marrowmesh/marrow/waypoint/internal/spans"
+	"github.com/marrowmesh/marrow/waypoint/internal/table"
 	"github.com/marrowmesh/marrow/waypoint/internal/telemetry"
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
 )
@@ -136,9 +138,11 @@ func compose(g *run.Group, cfg *config.Config, deps Deps, quit func()) (*waypoin
 	w.ups = upstream.NewStore(tunnels, time.Now)
 	w.in = intake.New(w.ups, w.log.Named("intake"))
 	w.spans = spans.New(spans.Config{Upstreams: w.ups, Rand: rand.Uint64N, Log: w.log.Named("spans"), Registry: registry})
+	keys := jwks.New(jwks.Config{Via: w.keyWay, Group: g, Log: w.log.Named("jwks")})
+	w.in.OnTable(func(t *table.Table) { keys.Need(t.KeySources()) })
 	handler := phases.New(phases.Config{
 		Table: w.in.Table, Upstreams: w.ups, Rand: rand.Uint64N, NewID: newID, Telemetry: tel, Log: w.log.Named("phases"), Host: cfg.Pod, Group: g,
-		Node: nodeCluster(id, cfg), Spans: w.spans, Env: deps.Env,
+		Node: nodeCluster(id, cfg), Spans: w.spans, Env: deps.Env, Keys: keys,
 	})
 	w.front = front.New(front.Config{
 		Table: w.in.Table, Cert: w.deps.Cert, Phases: handler, Detect: cfg.Detect, Log: w.log.Named("front"), TLS: tls, HBONE: hbone.Config{MaxStreams: 100},
@@ -158,6 +162,15 @@ func compose(g *run.Group, cfg *config.Config, deps Deps, quit func()) (*waypoin
 	pages["/explain"] = admin.Explain(handler, id)
 	w.admin = obs.NewAdmin(obs.AdminConfig{Title: "Marrow waypoint", Local: pages, Pages: map[string]http.Handler{"/stats/prometheus": w.stats}})
 	return w, nil
+}
+
+// keyWay is the way to a cluster that publishes the keys of a token's issuer.
+func (w *waypoint) keyWay(cluster string) http.RoundTripper {
+	if c := w.ups.Get(cluster); c != nil && c.Config.Outside != nil {
+		o := c.Config.Outside
+		return jwks.Outside{Host: o.Host, Port: o.Port, TLS: o.TLS, Timeout: c.Config.ConnectTimeout}
+	}
+	return upstream.Way{Store: w.ups, Cluster: cluster, Rand: rand.Uint64N}
 }
 
 // subscribe keeps the configuration up to date. It goes on during the drain: open requests may still need a new endpoint.

@@ -50,7 +50,7 @@ func permission(p *rbacconfig.Permission) (condition, error) {
 	case *rbacconfig.Permission_Metadata:
 		return metadata(r.Metadata) //nolint:staticcheck // control planes may still send the old form
 	case *rbacconfig.Permission_SourcedMetadata:
-		return metadata(r.SourcedMetadata.GetMetadataMatcher())
+		return sourced(r.SourcedMetadata)
 	}
 	return nil, fmt.Errorf("permission %T: %w", p.GetRule(), strict.ErrUnsupported)
 }
@@ -85,7 +85,7 @@ func principal(p *rbacconfig.Principal) (condition, error) {
 	case *rbacconfig.Principal_Metadata:
 		return metadata(i.Metadata) //nolint:staticcheck // control planes may still send the old form
 	case *rbacconfig.Principal_SourcedMetadata:
-		return metadata(i.SourcedMetadata.GetMetadataMatcher())
+		return sourced(i.SourcedMetadata)
 	}
 	return nil, fmt.Errorf("principal %T: %w", p.GetIdentifier(), strict.ErrUnsupported)
 }
@@ -143,17 +143,6 @@ func filterState(p *matcherv3.FilterStateMatcher) (condition, error) {
 		v, ok := q.State(key)
 		return ok && s.Match(v)
 	}, nil
-}
-
-// metadata is a condition on what other filters left behind. No filter of this proxy leaves any, so the value is always absent.
-func metadata(p *matcherv3.MetadataMatcher) (condition, error) {
-	if p == nil {
-		return nil, fmt.Errorf("metadata matcher is missing")
-	}
-	if err := strict.Only(p, "filter", "path", "value", "invert"); err != nil {
-		return nil, err
-	}
-	return constant(p.GetInvert()), nil
 }
 
 func cidr(p *corev3.CidrRange, of func(*match.Request) netip.Addr) (condition, error) {

@@ -10,6 +10,7 @@ import (
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	grpcstatsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_stats/v3"
+	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -18,7 +19,7 @@ import (
 	"github.com/marrowmesh/marrow/waypoint/internal/strict"
 )
 
-// HTTP is one of the filters of this package: *RBAC, *Fault, *CORS, *LocalLimit, *GlobalLimit, *SetMetadata, *ExtAuthz, *GRPCStats, *Router or Off;
+// HTTP is one of the filters of this package: *RBAC, *JWT, *Fault, *CORS, *LocalLimit, *GlobalLimit, *SetMetadata, *ExtAuthz, *GRPCStats, *Router or Off;
 // a *GlobalRoute changes a *GlobalLimit.
 type HTTP interface{ http() }
 
@@ -92,6 +93,12 @@ func compileTyped(a *anypb.Any) (HTTP, error) {
 			return nil, err
 		}
 		return compileFault(p)
+	case "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication":
+		p := &jwtv3.JwtAuthentication{}
+		if err := a.UnmarshalTo(p); err != nil {
+			return nil, err
+		}
+		return compileJWT(p)
 	case "envoy.extensions.filters.http.cors.v3.Cors":
 		return &CORS{}, strict.Unpack(a, &corsv3.Cors{})
 	case localLimitType, globalLimitType, setMetadataType:
@@ -151,6 +158,8 @@ func compileOverride(a *anypb.Any) (HTTP, error) {
 			return nil, err
 		}
 		return compileExtAuthzPerRoute(p)
+	case "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig":
+		return compileTokenOverride(a)
 	case "envoy.extensions.filters.http.fault.v3.HTTPFault":
 		return compileTyped(a)
 	case localLimitType, globalRouteType:

@@ -12,9 +12,9 @@ import (
 	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	commonfault "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/fault/v3"
+	bufferv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/buffer/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
-	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	uritemplatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/path/match/uri_template/v3"
@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/marrowmesh/marrow/waypoint/internal/match"
@@ -178,11 +179,73 @@ func TestRBACWithoutIdentity(t *testing.T) {
 	}
 }
 
-func TestRBACMetadataNeverMatches(t *testing.T) {
-	m := &matcherv3.MetadataMatcher{Filter: "envoy.filters.http.jwt_authn", Value: &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_PresentMatch{PresentMatch: true}}}
-	p := &prin{Identifier: &rbacconfig.Principal_Metadata{Metadata: m}} //nolint:staticcheck // control planes may still send the old form
-	if filter(t, rbacconfig.RBAC_ALLOW, anything(), []*prin{p}).Judge(get()).Allowed {
-		t.Error("a token that nobody verified was believed")
+// TestRBACMetadata: what no filter found out is never true, whatever is asked of it; what one did is compared by its kind.
+func TestRBACMetadata(t *testing.T) {
+	claims, err := structpb.NewStruct(map[string]any{
+		"payload": map[string]any{"iss": "i", "groups": []any{"a", "b"}, "admin": true, "age": 7, "none": nil, "org": map[string]any{"name": "x"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := func(m *matcherv3.StringMatcher) *matcherv3.ValueMatcher {
+		return &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: m}}
+	}
+	has := func(m *matcherv3.ValueMatcher) *matcherv3.ValueMatcher {
+		return &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_ListMatch{ListMatch: &matcherv3.ListMatcher{MatchPattern: &matcherv3.ListMatcher_OneOf{OneOf: m}}}}
+	}
+	present := &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_PresentMatch{PresentMatch: true}}
+	for _, tc := range []struct {
+		name  string
+		path  []string
+		value *matcherv3.ValueMatcher
+		want  bool
+	}{
+		{"text", []string{"iss"}, is(exactly("i")), true},
+		{"other text", []string{"iss"}, is(exactly("j")), false},
+		{"nested", []string{"org", "name"}, is(exactly("x")), true},
+		{"through a text", []string{"iss", "name"}, present, false},
+		{"no such claim", []string{"sub"}, is(startsWith("")), false},
+		{"list", []string{"groups"}, has(is(exactly("b"))), true},
+		{"list without it", []string{"groups"}, has(is(exactly("c"))), false},
+		{"list is no text", []string{"groups"}, is(startsWith("")), false},
+		{"text is no list", []string{"iss"}, has(is(exactly("i"))), false},
+		{"either", []string{"iss"}, &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_OrMatch{OrMatch: &matcherv3.OrMatcher{
+			ValueMatchers: []*matcherv3.ValueMatcher{has(is(exactly("i"))), is(exactly("i"))},
+		}}}, true},
+		{"truth", []string{"admin"}, &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_BoolMatch{BoolMatch: true}}, true},
+		{"number", []string{"age"}, &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_DoubleMatch{DoubleMatch: &matcherv3.DoubleMatcher{
+			MatchPattern: &matcherv3.DoubleMatcher_Exact{Exact: 7},
+		}}}, true},
+		{"number below the range's end", []string{"age"}, &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_DoubleMatch{DoubleMatch: &matcherv3.DoubleMatcher{
+			MatchPattern: &matcherv3.DoubleMatcher_Range{Range: &typev3.DoubleRange{Start: 1, End: 7}},
+		}}}, false},
+		{"null", []string{"none"}, &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_NullMatch_{NullMatch: &matcherv3.ValueMatcher_NullMatch{}}}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := &matcherv3.MetadataMatcher{Filter: JWTFilter, Value: tc.value}
+			for _, p := range append([]string{"payload"}, tc.path...) {
+				m.Path = append(m.Path, &matcherv3.MetadataMatcher_PathSegment{Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: p}})
+			}
+			judge := func(invert bool, q *match.Request) bool {
+				m.Invert = invert
+				p := &prin{Identifier: &rbacconfig.Principal_SourcedMetadata{SourcedMetadata: &rbacconfig.SourcedMetadata{MetadataMatcher: m}}}
+				return filter(t, rbacconfig.RBAC_ALLOW, anything(), []*prin{p}).Judge(q).Allowed
+			}
+			known := get()
+			known.Metadata = map[string]*structpb.Struct{JWTFilter: claims}
+			if got := judge(false, known); got != tc.want {
+				t.Errorf("with a token: %v", got)
+			}
+			if got := judge(true, known); got == tc.want {
+				t.Errorf("inverted, with a token: %v", got)
+			}
+			if judge(false, get()) {
+				t.Error("a token that nobody verified was believed")
+			}
+			if !judge(true, get()) {
+				t.Error("inverted, without a token: no match")
+			}
+		})
 	}
 }
 
@@ -257,10 +320,10 @@ func named(t *testing.T, m proto.Message) *hcmv3.HttpFilter {
 }
 
 func TestUnknownFilterIsRefused(t *testing.T) {
-	f := named(t, &jwtv3.JwtAuthentication{})
+	f := named(t, &bufferv3.Buffer{})
 	for _, optional := range []bool{false, true} {
 		f.IsOptional = optional
-		if _, err := CompileHTTP(f); !errors.Is(err, strict.ErrUnsupported) || !strings.Contains(err.Error(), "jwt_authn") {
+		if _, err := CompileHTTP(f); !errors.Is(err, strict.ErrUnsupported) || !strings.Contains(err.Error(), "buffer") {
 			t.Errorf("optional %v: got %v, want a refusal that names it", optional, err)
 		}
 	}

@@ -50,6 +50,7 @@ type Intake struct {
 	staged   *table.Internal
 	want     func(url string, names []string)
 	complete func()
+	changed  func(*table.Table)
 	refused  map[string]Refused
 	status   map[string]Accepted
 }
@@ -70,7 +71,7 @@ type Accepted struct {
 
 // New makes an empty intake: it serves nothing.
 func New(ups *upstream.Store, log *obs.Logger) *Intake {
-	in := &Intake{ups: ups, log: log, refused: map[string]Refused{}, status: map[string]Accepted{}, want: func(string, []string) {}, complete: func() {}}
+	in := &Intake{ups: ups, log: log, refused: map[string]Refused{}, status: map[string]Accepted{}, want: func(string, []string) {}, complete: func() {}, changed: func(*table.Table) {}}
 	in.cur.Store(&table.Table{})
 	return in
 }
@@ -199,6 +200,7 @@ func (in *Intake) routes(_ context.Context, up []xds.Resource, removed []string)
 	}
 	in.promote(&next)
 	in.cur.Store(&next)
+	in.changed(&next)
 	if in.staged == nil && next.Internal != nil && next.Terminate != nil {
 		in.complete()
 	}
@@ -235,6 +237,7 @@ func (in *Intake) listeners(_ context.Context, up []xds.Resource, removed []stri
 	in.want(RouteType, slices.Sorted(maps.Keys(routeNames(next.Internal, in.staged))))
 	in.promote(&next)
 	in.cur.Store(&next)
+	in.changed(&next)
 	if in.staged == nil && next.Internal != nil && next.Terminate != nil {
 		in.complete()
 	}
@@ -262,6 +265,13 @@ func (in *Intake) OnComplete(fn func()) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.complete = fn
+}
+
+// OnTable sets what is told every new table, after it came into force.
+func (in *Intake) OnTable(fn func(*table.Table)) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.changed = fn
 }
 
 func routeNames(ls ...*table.Internal) map[string]bool {

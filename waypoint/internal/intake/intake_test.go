@@ -12,7 +12,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
+	bufferv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/buffer/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/proto"
@@ -120,8 +120,8 @@ func TestUnknownFilterKeepsLastGood(t *testing.T) {
 	if before == nil {
 		t.Fatal("the good listener is not in force")
 	}
-	rejects := b.handle(ListenerType, nil, listenerWith(t, "d", &jwtv3.JwtAuthentication{}))
-	if len(rejects) != 1 || !strings.Contains(rejects[0].Err.Error(), "jwt_authn") {
+	rejects := b.handle(ListenerType, nil, listenerWith(t, "d", &bufferv3.Buffer{}))
+	if len(rejects) != 1 || !strings.Contains(rejects[0].Err.Error(), "buffer") {
 		t.Fatalf("refused %v", rejects)
 	}
 	if b.Table().Internal != before {

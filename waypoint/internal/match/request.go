@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+
+	"google.golang.org/protobuf/types/known/structpb"
 )
 
 // Request is what one request, or one opaque connection, is judged by. The path is normalized before anything sees it.
@@ -24,6 +26,9 @@ type Request struct {
 	Local       string         // this waypoint's own "spiffe://…"
 	Connect     string         // authority of the CONNECT
 	ServerName  string         // TLS SNI of an opaque connection, empty = not visible
+
+	// Metadata is what filters found out about this request, by the filter's name: Envoy's dynamic metadata.
+	Metadata map[string]*structpb.Struct
 }
 
 // Names under which the standard waypoint configuration keeps facts of the outer connection.

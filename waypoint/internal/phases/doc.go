@@ -1,6 +1,6 @@
 // Package phases is the life of one request inside a waypoint, and of one opaque connection.
 //
-//	identify -> match -> authorize -> request filters -> choose -> connect -> forward -> response filters -> record
+//	identify -> match -> authenticate -> authorize -> request filters -> choose -> connect -> forward -> response filters -> record
 //
 // It drives what the deciders say: table names the route, filters judge, upstream picks. Every failure ends in answer, the only place
 // that knows statuses and response flags; record always runs, once. It never listens, never dials by itself and keeps nothing from

@@ -212,6 +212,8 @@ func (e *explanation) routes() {
 // filter tells what one filter does; done is true when the request goes no further.
 func (e *explanation) filter(name string, f filters.HTTP) (done bool) {
 	switch f := f.(type) {
+	case *filters.JWT:
+		return e.tokens(name, f)
 	case *filters.RBAC:
 		e.judged(name, f.Judge(&e.q))
 		_, err := e.exchange.filter(f)

@@ -30,6 +30,7 @@ type Config struct {
 	Limits    Limits
 	Spans     Spans                       // nil = nobody takes spans
 	Env       func(string) (string, bool) // variables that tags of spans name; nil = none
+	Keys      Keys                        // of tokens' issuers; nil = none can be fetched
 }
 
 // Handler serves requests and opaque connections.
@@ -194,6 +195,8 @@ func (x *exchange) match() error {
 // filter carries out what one filter says; done ends the request without an error.
 func (x *exchange) filter(f filters.HTTP) (done bool, err error) {
 	switch f := f.(type) {
+	case *filters.JWT:
+		return false, x.authenticate(f)
 	case *filters.RBAC:
 		v := f.Judge(&x.q)
 		x.authz.tried(f, v)

@@ -36,15 +36,14 @@ func (l *Limits) fill(cfg Config) {
 
 // limited is what rate limits leave with an exchange.
 type limited struct {
-	dynamic map[string]*structpb.Struct // metadata for later filters
-	tell    http.Header                 // for the response, whoever gives it; added to what it has
+	tell http.Header // for the response, whoever gives it; added to what it has
 }
 
-func (l *limited) remember(namespace string, s *structpb.Struct) {
-	if l.dynamic == nil {
-		l.dynamic = map[string]*structpb.Struct{}
+func (x *exchange) remember(namespace string, s *structpb.Struct) {
+	if x.q.Metadata == nil {
+		x.q.Metadata = map[string]*structpb.Struct{}
 	}
-	l.dynamic[namespace] = s
+	x.q.Metadata[namespace] = s
 }
 
 func (l *limited) add(name, value string) {
@@ -66,7 +65,7 @@ func (l *limited) tellLimits(out http.Header) {
 }
 
 func (x *exchange) limitFacts() *filters.LimitFacts {
-	f := &filters.LimitFacts{Request: &x.q, Node: x.h.cfg.Node, Dynamic: x.dynamic}
+	f := &filters.LimitFacts{Request: &x.q, Node: x.h.cfg.Node, Dynamic: x.q.Metadata}
 	if x.route != nil {
 		f.Route = x.route.Metadata
 		if _, forwards := x.route.Action.(*table.Forward); forwards {
@@ -84,10 +83,10 @@ func (x *exchange) routeLimits() filters.RouteLimits {
 }
 
 func (x *exchange) setMetadata(s *filters.SetMetadata) {
-	if x.dynamic == nil {
-		x.dynamic = map[string]*structpb.Struct{}
+	if x.q.Metadata == nil {
+		x.q.Metadata = map[string]*structpb.Struct{}
 	}
-	s.Apply(x.dynamic)
+	s.Apply(x.q.Metadata)
 }
 
 func (x *exchange) countLimit(filter, limit string, v telemetry.Verdict) {

@@ -38,8 +38,10 @@ import (
 	"github.com/marrowmesh/marrow/internal/xds"
 	"github.com/marrowmesh/marrow/waypoint/internal/front"
 	"github.com/marrowmesh/marrow/waypoint/internal/intake"
+	"github.com/marrowmesh/marrow/waypoint/internal/jwks"
 	"github.com/marrowmesh/marrow/waypoint/internal/phases"
 	"github.com/marrowmesh/marrow/waypoint/internal/spans"
+	"github.com/marrowmesh/marrow/waypoint/internal/table"
 	"github.com/marrowmesh/marrow/waypoint/internal/telemetry"
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
 )
@@ -162,10 +164,14 @@ func newWorld(t testing.TB) *world {
 	tel := telemetry.New(w.reg, w.log)
 	w.spans = spans.New(spans.Config{Upstreams: w.ups, Rand: func(n uint64) uint64 { return w.rnd(n) }, Log: obs.Discard(), Registry: w.reg, Flush: 10 * time.Millisecond})
 	g.Go("spans", w.spans.Run)
+	keys := jwks.New(jwks.Config{Group: g, Log: obs.Discard(), Via: func(c string) http.RoundTripper {
+		return upstream.Way{Store: w.ups, Cluster: c, Rand: func(n uint64) uint64 { return w.rnd(n) }}
+	}})
+	w.in.OnTable(func(t *table.Table) { keys.Need(t.KeySources()) })
 	h := phases.New(phases.Config{
 		Spans: w.spans, Env: func(name string) (string, bool) { return "value of " + name, name == "POD" },
 		Table: w.in.Table, Upstreams: w.ups, Rand: func(n uint64) uint64 { return w.rnd(n) }, NewID: func() string { return "id-1" },
-		Telemetry: tel, Log: obs.Discard(), Host: "wp-1", Group: g,
+		Telemetry: tel, Log: obs.Discard(), Host: "wp-1", Group: g, Keys: keys,
 	})
 	w.handler = h
 	w.front = front.New(front.Config{Table: w.in.Table, Cert: cert, Phases: h, Log: obs.Discard(), Detect: 200 * time.Millisecond})

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/marrowmesh/marrow/waypoint/internal/filters"
+	"github.com/marrowmesh/marrow/waypoint/internal/jwt"
 	"github.com/marrowmesh/marrow/waypoint/internal/match"
 )
 
@@ -128,4 +129,23 @@ func (t *Table) RulesOf(c *HTTPChain) *Rules {
 		return c.Inline
 	}
 	return t.Routes[c.RouteName]
+}
+
+// KeySources are the places from which the keys of tokens' issuers have to be fetched, in no order and each as often as it is named.
+func (t *Table) KeySources() []jwt.Source {
+	if t.Internal == nil {
+		return nil
+	}
+	var out []jwt.Source
+	for _, c := range t.Internal.Chains {
+		if c.HTTP == nil {
+			continue
+		}
+		for _, f := range c.HTTP.Filters {
+			if j, ok := f.Filter.(*filters.JWT); ok {
+				out = append(out, j.Sources()...)
+			}
+		}
+	}
+	return out
 }

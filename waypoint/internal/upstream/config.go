@@ -35,6 +35,7 @@ type Config struct {
 	TLS            *TLS        // inside the connection; nil = plaintext
 	Proxy          uint8       // version of the PROXY protocol that is spoken first; 0 = none
 	Static         *Assignment // of a static cluster
+	Outside        *Outside    // of KindOutside
 }
 
 // Conns is how connections are kept.
@@ -58,6 +59,7 @@ const (
 	KindTunnel               // the dialled address, through a tunnel
 	KindDialled              // the dialled address, directly
 	KindPlumbing             // how Envoy's listeners are joined; nothing is ever sent there
+	KindOutside              // a host outside the mesh, by name; for what the waypoint itself asks, never for requests
 )
 
 // Protocol is what HTTP is spoken to the endpoints.
@@ -100,6 +102,9 @@ func compile(p *clusterv3.Cluster) (*Config, error) {
 	if isPlumbing(p) {
 		c.Kind = KindPlumbing
 		return c, nil
+	}
+	if isOutside(p) {
+		return c, c.compileOutside(p)
 	}
 	if err := strict.Only(p, "name", "alt_stat_name", "type", "eds_cluster_config", "connect_timeout", "lb_policy", "load_assignment",
 		"common_lb_config", "circuit_breakers", "metadata", "typed_extension_protocol_options", "outlier_detection", "transport_socket",

@@ -107,7 +107,7 @@ func (c *Cluster) Pick(ch Choice) (*Host, error) {
 	switch c.Config.Kind {
 	case KindTunnel, KindDialled:
 		return c.dialled(ch)
-	case KindPlumbing:
+	case KindPlumbing, KindOutside:
 		return nil, fmt.Errorf("cluster %q: %w", c.Config.Name, ErrNoHealthy)
 	case KindEDS, KindStatic:
 	}

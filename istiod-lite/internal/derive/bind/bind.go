@@ -41,6 +41,7 @@ type Objects struct {
 	Secrets          []*corev1.Secret
 	ConfigMaps       []*corev1.ConfigMap
 	Policies         []*securityv1.AuthorizationPolicy
+	Authentications  []*securityv1.RequestAuthentication
 }
 
 // Inputs returns one input for each Gateway that is a waypoint of this control plane.
@@ -192,6 +193,7 @@ func (j *join) input(g *gatewayv1.Gateway) waypoint.Input {
 		Mesh: j.w.Mesh, Gateway: kube.NameOf(g),
 		HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes, TLSRoutes: o.TLSRoutes, TCPRoutes: o.TCPRoutes,
 		VirtualServices: o.VirtualServices, DestinationRules: o.DestinationRules, Policies: o.Policies,
+		Authentications: o.Authentications,
 	}
 	in.Secrets = within(o.Secrets, g.Namespace)
 	in.ConfigMaps = within(o.ConfigMaps, g.Namespace)

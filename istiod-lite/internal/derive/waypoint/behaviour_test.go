@@ -28,6 +28,7 @@ import (
 	"github.com/marrowmesh/marrow/internal/identity"
 	"github.com/marrowmesh/marrow/internal/mtls"
 	"github.com/marrowmesh/marrow/internal/testkit/fakeca"
+	"github.com/marrowmesh/marrow/internal/testkit/tokencorpus"
 )
 
 // bench is a stock Envoy as the waypoint of a world, between clients that open real tunnels and node proxies that end
@@ -198,6 +199,13 @@ func application(_ context.Context, in *hbone.Incoming) {
 	}
 	done := make(chan struct{})
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/jwks" {
+			_, _ = io.WriteString(w, tokencorpus.Document)
+			return
+		}
+		for k, v := range r.Header {
+			w.Header()["Saw-"+k] = v
+		}
 		w.Header().Set("x-authority", in.Authority())
 		w.Header().Set("x-host", r.Host)
 		w.Header().Set("x-proto", r.Proto)

@@ -1,6 +1,8 @@
 package waypoint
 
 import (
+	"slices"
+
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
@@ -22,11 +24,12 @@ func (d *derivation) httpChain(name string, s *Service, p Port) *listenerv3.Filt
 	d.routes[name] = d.serviceRoutes(name, s, p)
 	return &listenerv3.FilterChain{
 		Name:    name,
-		Filters: []*listenerv3.Filter{d.httpManager(name, p.Protocol, d.policiesFor(s))},
+		Filters: []*listenerv3.Filter{d.httpManager(name, s, p.Protocol)},
 	}
 }
 
-func (d *derivation) httpManager(name string, proto Protocol, set policySet) *listenerv3.Filter {
+// httpManager serves HTTP; s is nil for the chains of workloads.
+func (d *derivation) httpManager(name string, s *Service, proto Protocol) *listenerv3.Filter {
 	m := &hcmv3.HttpConnectionManager{
 		StatPrefix: name,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
@@ -39,7 +42,7 @@ func (d *derivation) httpManager(name string, proto Protocol, set policySet) *li
 		ServerName:                 "istio-envoy",
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_OVERWRITE,
 		Proxy_100Continue:          true,
-		HttpFilters:                append(d.customHTTP(set), httpFilters()...),
+		HttpFilters:                slices.Concat(d.customHTTP(d.policiesFor(s)), d.tokenFilter(s), httpFilters()),
 	}
 	normalize(m, d.in.Mesh.Config.GetPathNormalization())
 	if proto == HTTP2 {
@@ -117,7 +120,7 @@ func (d *derivation) directChains() []*listenerv3.FilterChain {
 		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: Encap},
 	}))
 	return []*listenerv3.FilterChain{
-		{Name: directHTTP, Filters: []*listenerv3.Filter{restate, d.httpManager(directHTTP, Sniffed, set)}},
+		{Name: directHTTP, Filters: []*listenerv3.Filter{restate, d.httpManager(directHTTP, nil, Sniffed)}},
 		{Name: directTCP, Filters: tcp},
 	}
 }

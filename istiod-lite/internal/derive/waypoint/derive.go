@@ -3,6 +3,7 @@ package waypoint
 import (
 	"cmp"
 	"encoding/hex"
+	"maps"
 	"slices"
 
 	"github.com/cespare/xxhash/v2"
@@ -53,6 +54,7 @@ type derivation struct {
 	services map[string]*Service // by hostname
 	routes   map[string]*routev3.RouteConfiguration
 	wanted   map[string]clusterWant
+	outside  map[string]*clusterv3.Cluster // of key sources outside the mesh
 	rules    *ruleIndex
 	secrets  map[string]*tlsv3.Secret // that clusters need
 	closed   map[string]bool          // clusters to which nothing may be sent
@@ -78,6 +80,7 @@ func Derive(in Input) (Resources, []Finding) {
 		out.Endpoints[name] = d.assignment(name, want)
 	}
 	out.Secrets = d.secrets
+	maps.Copy(out.Clusters, d.outside)
 	return out, d.sortedFindings()
 }
 
@@ -90,6 +93,7 @@ func newDerivation(in Input) *derivation {
 		wanted:   map[string]clusterWant{},
 		secrets:  map[string]*tlsv3.Secret{},
 		closed:   map[string]bool{},
+		outside:  map[string]*clusterv3.Cluster{},
 		findings: map[Finding]bool{},
 	}
 	for i := range d.in.Services {

@@ -45,6 +45,7 @@
 // websocket upgrade, and the filters, by name:
 //
 //	marrow.ext_authz.rbac.<provider>, marrow.ext_authz.<provider>   for each provider of a CUSTOM policy, by name
+//	envoy.filters.http.jwt_authn                             only where a RequestAuthentication applies
 //	marrow.rbac.audit, marrow.rbac.deny, marrow.rbac.allow   type envoy.extensions.filters.http.rbac.v3.RBAC
 //	envoy.filters.http.grpc_stats
 //	envoy.filters.http.fault                                 empty: faults are in the route's typed_per_filter_config
@@ -57,7 +58,7 @@
 // configuration, reaches open connections with their next request, and drains nothing.
 // RBAC.rules is enforced, RBAC.shadow_rules (dry-run) is only reported. Rules' action is LOG for audit, DENY, ALLOW; a
 // request that matches no ALLOW policy is refused. Principals use filter_state{io.istio.peer_principal, string_match},
-// direct_remote_ip, remote_ip, not_id, and_ids, or_ids, any; permissions use header (":authority", ":method", any
+// sourced_metadata, direct_remote_ip, remote_ip, not_id, and_ids, or_ids, any; permissions use header (":authority", ":method", any
 // header), url_path, uri_template (envoy.path.match.uri_template.uri_template_matcher), destination_port,
 // destination_ip, not_rule, and_rules, or_rules, any. Policy names are
 // `ns[<ns>]-policy[<name>]-rule[<index>]`.
@@ -67,7 +68,15 @@
 // enabled by that. Its server is reached by a cluster of its own, `ext-authz|<port>|<grpc or http>|<host>`, which speaks
 // HTTP/2 for gRPC whatever the port declares. A provider that is missing or wrong: the policy's rules are denied.
 //
-// A TCP chain holds the same pairs as network filters where the provider speaks gRPC, then network RBAC filters (marrow.rbac.audit, .deny, .allow; inline rules; absent when no policy of the
+// A rule of a RequestAuthentication is a provider `ns[<ns>]-request[<name>]-rule[<index>]` of jwt_authn. What is demanded: with one rule
+// requires_any{provider, allow_missing}; with several requires_any{each provider, requires_all{requires_any{provider,
+// allow_missing}…}}. Claims go to the filter's metadata under "payload" (words of `scope`, `permission` and others split into lists);
+// policies read them by sourced_metadata. Keys: local_jwks with the public keys that can be used, or remote_jwks by a cluster (below).
+// A rule whose keys cannot be had gets a key that nobody has, so that its tokens are refused. The filter stands in the chain and not in
+// the routes, because its configuration per route only names what the chain has: a changed rule replaces the chain.
+//
+// A TCP chain holds the same pairs as network filters where the provider speaks gRPC, then network RBAC filters
+// (marrow.rbac.audit, .deny, .allow; inline rules; absent when no policy of the
 // kind applies) and tcp_proxy with cluster or weighted_clusters, and access_log. direct-http and direct-tcp start with
 // the network filter set_filter_state (connect_authority) which copies the destination for the next internal hop; their
 // cluster is encap.
@@ -110,6 +119,9 @@
 // http1 | use_downstream_protocol_config); transport socket internal_upstream (passes host metadata
 // envoy.filters.listener.original_dst and istio) over raw_buffer, or over TLS where a DestinationRule asks for it.
 //
+// `jwks|<scheme>|<port>|<host>`: type LOGICAL_DNS, for keys from outside the mesh; https with the system's roots, SNI and SAN of the host.
+// Keys of a service in the mesh (http only) come by that service's own cluster.
+//
 // Endpoints of pods in the mesh: address envoy_internal_address{server_listener_name: connect_originate, endpoint_id:
 // "<ip>:<target port>"} and metadata envoy.filters.listener.original_dst:{local: "<ip>:<target port>"}; of others: the
 // socket address. Each has metadata istio:{workload: "name;ns;canonical;revision;cluster", identity: "spiffe://…",
@@ -126,6 +138,8 @@
 //     every HTTP chain (TestPathNormalization).
 //   - Requests of a CUSTOM policy are asked about or denied (TestCustomProviders, TestBadCustomDenies, TestEnvoyCustom).
 //   - A policy attached by selector, or to nothing, never reaches a waypoint (TestSelectorPoliciesDoNotApply).
+//   - A stock Envoy judges tokens, and policies on their claims, as the corpus says (TestEnvoyTokens).
+//   - A private key never leaves for a proxy (TestInlineKeys); nobody is sent to a proxy's own or a link's address for keys (TestKeySources).
 //   - No empty range is ever sent in an IP matcher, Envoy refuses the whole listener (TestNoEmptyRanges).
 //
 // # Neighbours

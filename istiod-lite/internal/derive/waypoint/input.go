@@ -38,6 +38,7 @@ type Input struct {
 	Secrets          []*corev1.Secret    // of the waypoint's namespace
 	ConfigMaps       []*corev1.ConfigMap // of the waypoint's namespace
 	Policies         []*securityv1.AuthorizationPolicy
+	Authentications  []*securityv1.RequestAuthentication
 }
 
 // Mesh holds what is the same for every waypoint.
@@ -156,5 +157,6 @@ func (in Input) canonical() Input {
 	in.VirtualServices = byAge(in.VirtualServices)
 	in.DestinationRules = byAge(in.DestinationRules)
 	in.Policies = byAge(in.Policies)
+	in.Authentications = byAge(in.Authentications)
 	return in
 }

@@ -38,9 +38,9 @@ func when(key string, values ...string) *securityapi.Rule {
 // TestUnexpressibleFailsClosed: whatever cannot be judged takes an ALLOW rule away and makes a DENY rule match more.
 func TestUnexpressibleFailsClosed(t *testing.T) {
 	rules := map[string]*securityapi.Rule{
-		"token":             from(&securityapi.Source{RequestPrincipals: []string{"*"}}),
-		"not token":         from(&securityapi.Source{NotRequestPrincipals: []string{"*"}}),
-		"claim":             when("request.auth.claims[a]", "b"),
+		"no claim":          when("request.auth.claims[]", "b"),
+		"unclosed claim":    when("request.auth.claims[a", "b"),
+		"unknown of tokens": when("request.auth.weather", "b"),
 		"server name":       when("connection.sni", "a.example"),
 		"unknown key":       when("request.weather", "fine"),
 		"no values":         when("source.ip"),
@@ -143,6 +143,7 @@ func shuffled(in Input, r *rand.Rand) Input {
 	in.VirtualServices = shuffle(in.VirtualServices, r)
 	in.DestinationRules = shuffle(in.DestinationRules, r)
 	in.Policies = shuffle(in.Policies, r)
+	in.Authentications = shuffle(in.Authentications, r)
 	return in
 }
 
@@ -173,12 +174,16 @@ func TestNoEmptyRanges(t *testing.T) {
 func TestReferencesResolve(t *testing.T) {
 	for _, w := range worlds(t) {
 		r, _ := Derive(w.in)
+		outside := 0
 		for name, want := range r.Clusters {
+			if strings.HasPrefix(name, "jwks|") {
+				outside++
+			}
 			if eds := want.GetEdsClusterConfig(); eds != nil && r.Endpoints[eds.GetServiceName()] == nil {
 				t.Errorf("%s: cluster %s has no endpoints resource", w.path, name)
 			}
 		}
-		if got, want := len(r.Endpoints), len(r.Clusters)-3; got != want {
+		if got, want := len(r.Endpoints), len(r.Clusters)-3-outside; got != want {
 			t.Errorf("%s: %d endpoint resources for %d service clusters", w.path, got, want)
 		}
 		for _, name := range slices.Sorted(maps.Keys(r.Routes)) {

@@ -20,7 +20,7 @@ import (
 )
 
 // translation turns one rule into a policy of RBAC. What cannot be expressed (an attribute of HTTP on a TCP chain, a
-// token's claim while tokens are not checked, a malformed value) never lets more through: an ALLOW rule with it is
+// malformed value) never lets more through: an ALLOW rule with it is
 // dropped, in a DENY, AUDIT or refused CUSTOM rule the attribute is ignored, so that more is matched.
 type translation struct {
 	policy   *securityv1.AuthorizationPolicy
@@ -157,7 +157,6 @@ func convert[P any](t *translation, c condition, values []string, one func(strin
 }
 
 func (t *translation) source(s *securityapi.Source) []condition {
-	noToken := "tokens are not checked here"
 	return []condition{
 		{name: "principals", values: s.GetPrincipals(), not: s.GetNotPrincipals(), principal: t.principalMatch},
 		{name: "namespaces", values: s.GetNamespaces(), not: s.GetNotNamespaces(), principal: namespaceMatch},
@@ -167,7 +166,7 @@ func (t *translation) source(s *securityapi.Source) []condition {
 		{name: "remoteIpBlocks", values: s.GetRemoteIpBlocks(), not: s.GetNotRemoteIpBlocks(), principal: remoteIP},
 		{
 			name: "requestPrincipals", values: s.GetRequestPrincipals(), not: s.GetNotRequestPrincipals(), onlyHTTP: true,
-			unsupported: noToken,
+			principal: requestPrincipal,
 		},
 	}
 }
@@ -215,7 +214,7 @@ func (t *translation) when(list []*securityapi.Condition) []condition {
 		case w.GetKey() == "connection.sni":
 			c.unsupported = "server names are not looked at here"
 		case strings.HasPrefix(w.GetKey(), "request.auth."):
-			c.onlyHTTP, c.unsupported = true, "tokens are not checked here"
+			tokenKey(&c, strings.TrimPrefix(w.GetKey(), "request.auth."))
 		default:
 			c.unsupported = "this key is not known"
 		}

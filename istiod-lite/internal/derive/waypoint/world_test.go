@@ -94,6 +94,8 @@ func parseWorld(t *testing.T, services, objects []byte) Input {
 			in.ConfigMaps = append(in.ConfigMaps, o)
 		case *securityv1.AuthorizationPolicy:
 			in.Policies = append(in.Policies, o)
+		case *securityv1.RequestAuthentication:
+			in.Authentications = append(in.Authentications, o)
 		default:
 			t.Fatalf("a world has no use for %T", o)
 		}
