@@ -57,6 +57,10 @@ test: build envoy-bin unit lab h2spec hostile envoy ## all tests that need no mo
 unit: need-go ## unit tests, examples, properties, fuzz seeds
 	@$(GO) test -pgo=off -timeout 10m $(PKGS)
 
+.PHONY: authz-l7
+authz-l7: need-go ## 100,000 random requests at layer 7 against a slow reference
+	@MARROW_AUTHZ_CASES=$${MARROW_AUTHZ_CASES:-100000} $(GO) test -pgo=off -count=1 -timeout 20m -v -run TestVerdictsEqualReference ./integration/authzl7
+
 .PHONY: race
 race: need-go envoy-bin ## the same under the race detector, shuffled
 	@CGO_ENABLED=1 $(GO) test -pgo=off -race -shuffle=on -timeout 15m $(PKGS)

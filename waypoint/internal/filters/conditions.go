@@ -176,7 +176,8 @@ func template(p *corev3.TypedExtensionConfig) (condition, error) {
 // compileTemplate turns Envoy's path template into an expression: "*" is one segment, "**" any number of them and only at the last
 // operator's place, "{name}" and "{name=glob}" are the same with a name that plays no part here.
 func compileTemplate(t string) (*regexp.Regexp, error) {
-	const segment, many = `[A-Za-z0-9\-._~%!$&'()+,;:@=]+`, `[A-Za-z0-9\-._~%!$&'()+,;:@=/]*`
+	// Any character may stand in a segment: one that a template does not know would be a way around a refusal.
+	const segment, many = `[^/]+`, `(?s:.*)`
 	if !strings.HasPrefix(t, "/") {
 		return nil, fmt.Errorf("path template %q does not begin with a slash", t)
 	}
