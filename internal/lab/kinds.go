@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"sort"
 	"strings"
+
+	"github.com/marrowmesh/marrow/api/policy"
 )
 
 func lower(s string) string { return strings.ToLower(s) }
@@ -61,6 +63,7 @@ func kindTable() map[string]Kind {
 	add(groupNetworking, "Sidecar", true, "sidecars")
 	add(groupNetworking, "EnvoyFilter", true, "envoyfilters")
 	add(groupSecurity, "AuthorizationPolicy", true, "authorizationpolicies", "ap")
+	add(policy.Group, "RateLimitPolicy", true, "ratelimitpolicies", "rlp")
 	add(groupSecurity, "PeerAuthentication", true, "peerauthentications", "pa")
 	add(groupSecurity, "RequestAuthentication", true, "requestauthentications", "ra")
 	add(groupTelemetry, "Telemetry", true, "telemetries")

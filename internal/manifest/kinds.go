@@ -12,6 +12,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/marrowmesh/marrow/api/policy"
 )
 
 // Groups of the kinds that this package knows beside the core group.
@@ -23,6 +25,7 @@ const (
 	GroupSecurity   = "security.istio.io"
 	GroupTelemetry  = "telemetry.istio.io"
 	GroupExtensions = "extensions.istio.io"
+	GroupPolicy     = policy.Group
 )
 
 // kindName is the group and kind of a Go type, with the version that the type is written as.
@@ -45,6 +48,10 @@ func blank(group, kind string) Object {
 		}
 	case GroupGateway:
 		return blankGateway(kind)
+	case GroupPolicy:
+		if kind == "RateLimitPolicy" {
+			return &policy.RateLimitPolicy{}
+		}
 	default:
 		return blankIstio(group, kind)
 	}
@@ -176,6 +183,8 @@ func typeOf(o Object) kindName {
 		return kindName{GroupApps, "v1", "StatefulSet"}
 	case *discoveryv1.EndpointSlice:
 		return kindName{GroupDiscovery, "v1", "EndpointSlice"}
+	case *policy.RateLimitPolicy:
+		return kindName{GroupPolicy, policy.Version, "RateLimitPolicy"}
 	}
 	if k := typeOfGateway(o); k.kind != "" {
 		return k
@@ -272,6 +281,8 @@ func served(group, version, kind string) bool {
 		return version == "v1" || version == "v1alpha1"
 	case GroupExtensions:
 		return version == "v1alpha1"
+	case GroupPolicy:
+		return version == policy.Version
 	}
 	return false
 }

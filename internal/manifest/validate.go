@@ -10,6 +10,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/marrowmesh/marrow/api/policy"
 )
 
 // Validate says what the owner of o's kind would refuse beyond its schema. Decode has done it for its objects; callers
@@ -55,6 +57,8 @@ func validate(o Object, p *problems) {
 		validatePeerAuthentication(&o.Spec, p)
 	case *clientsecurity.RequestAuthentication:
 		validateRequestAuthentication(&o.Spec, p)
+	case *policy.RateLimitPolicy:
+		validateRateLimit(o, p)
 	case *clientnetworking.ServiceEntry:
 		validateServiceEntry(&o.Spec, p)
 	case *clientnetworking.WorkloadEntry:

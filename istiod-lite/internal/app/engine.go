@@ -65,6 +65,7 @@ func (e *engine) handle(b source.Batch) error {
 	e.gateways()
 	e.publishWaypoints()
 	e.routeStatuses()
+	e.limitStatuses()
 	return nil
 }
 

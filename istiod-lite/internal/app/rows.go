@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/marrowmesh/marrow/api/policy"
 	"github.com/marrowmesh/marrow/internal/manifest"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/bind"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/gateway"
@@ -68,6 +69,7 @@ func (r rows) bindObjects(revision string) bind.Objects {
 		ConfigMaps:       of[*corev1.ConfigMap](r),
 		Policies:         ours(of[*securityv1.AuthorizationPolicy](r), revision),
 		Authentications:  ours(of[*securityv1.RequestAuthentication](r), revision),
+		RateLimits:       ours(of[*policy.RateLimitPolicy](r), revision),
 	}
 }
 

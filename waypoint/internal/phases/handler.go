@@ -225,7 +225,7 @@ func (x *exchange) filter(f filters.HTTP) (done bool, err error) {
 	case *filters.GlobalLimit:
 		return false, x.globalLimit(f)
 	case *filters.SetMetadata:
-		x.setMetadata(f)
+		f.Apply(x.metadata())
 	case *filters.Router:
 		return true, x.router()
 	case *filters.GRPCStats, *filters.GlobalRoute, filters.Off:

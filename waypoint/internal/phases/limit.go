@@ -39,13 +39,6 @@ type limited struct {
 	tell http.Header // for the response, whoever gives it; added to what it has
 }
 
-func (x *exchange) remember(namespace string, s *structpb.Struct) {
-	if x.q.Metadata == nil {
-		x.q.Metadata = map[string]*structpb.Struct{}
-	}
-	x.q.Metadata[namespace] = s
-}
-
 func (l *limited) add(name, value string) {
 	if l.tell == nil {
 		l.tell = http.Header{}
@@ -82,11 +75,12 @@ func (x *exchange) routeLimits() filters.RouteLimits {
 	return x.route.Limits
 }
 
-func (x *exchange) setMetadata(s *filters.SetMetadata) {
+// metadata is what filters leave behind for others, ready to be written to.
+func (x *exchange) metadata() map[string]*structpb.Struct {
 	if x.q.Metadata == nil {
 		x.q.Metadata = map[string]*structpb.Struct{}
 	}
-	s.Apply(x.q.Metadata)
+	return x.q.Metadata
 }
 
 func (x *exchange) countLimit(filter, limit string, v telemetry.Verdict) {
@@ -141,7 +135,7 @@ func (x *exchange) globalLimit(g *filters.GlobalLimit) error {
 		return x.limitUnknown(g, err)
 	}
 	if m := resp.GetDynamicMetadata(); len(m.GetFields()) > 0 {
-		x.remember(g.Metadata, m)
+		x.metadata()[g.Metadata] = m
 	}
 	if g.Headers {
 		x.tellQuota(resp.GetStatuses())

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/marrowmesh/marrow/api/policy"
 	"github.com/marrowmesh/marrow/api/workload"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/kube"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/waypoint"
@@ -42,6 +43,7 @@ type Objects struct {
 	ConfigMaps       []*corev1.ConfigMap
 	Policies         []*securityv1.AuthorizationPolicy
 	Authentications  []*securityv1.RequestAuthentication
+	RateLimits       []*policy.RateLimitPolicy
 }
 
 // Inputs returns one input for each Gateway that is a waypoint of this control plane.
@@ -193,7 +195,7 @@ func (j *join) input(g *gatewayv1.Gateway) waypoint.Input {
 		Mesh: j.w.Mesh, Gateway: kube.NameOf(g),
 		HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes, TLSRoutes: o.TLSRoutes, TCPRoutes: o.TCPRoutes,
 		VirtualServices: o.VirtualServices, DestinationRules: o.DestinationRules, Policies: o.Policies,
-		Authentications: o.Authentications,
+		Authentications: o.Authentications, RateLimits: o.RateLimits,
 	}
 	in.Secrets = within(o.Secrets, g.Namespace)
 	in.ConfigMaps = within(o.ConfigMaps, g.Namespace)

@@ -24,12 +24,12 @@ func (d *derivation) httpChain(name string, s *Service, p Port) *listenerv3.Filt
 	d.routes[name] = d.serviceRoutes(name, s, p)
 	return &listenerv3.FilterChain{
 		Name:    name,
-		Filters: []*listenerv3.Filter{d.httpManager(name, s, p.Protocol)},
+		Filters: []*listenerv3.Filter{d.httpManager(name, s, p.Protocol, d.limitsFor(s, p))},
 	}
 }
 
 // httpManager serves HTTP; s is nil for the chains of workloads.
-func (d *derivation) httpManager(name string, s *Service, proto Protocol) *listenerv3.Filter {
+func (d *derivation) httpManager(name string, s *Service, proto Protocol, limits limitSet) *listenerv3.Filter {
 	m := &hcmv3.HttpConnectionManager{
 		StatPrefix: name,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
@@ -42,7 +42,7 @@ func (d *derivation) httpManager(name string, s *Service, proto Protocol) *liste
 		ServerName:                 "istio-envoy",
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_OVERWRITE,
 		Proxy_100Continue:          true,
-		HttpFilters:                slices.Concat(d.customHTTP(d.policiesFor(s)), d.tokenFilter(s), httpFilters()),
+		HttpFilters:                slices.Concat(d.customHTTP(d.policiesFor(s)), d.tokenFilter(s), httpFilters(d.limitFilters(limits)...)),
 	}
 	normalize(m, d.in.Mesh.Config.GetPathNormalization())
 	if proto == HTTP2 {
@@ -53,17 +53,19 @@ func (d *derivation) httpManager(name string, s *Service, proto Protocol) *liste
 
 // httpFilters refuses everything unless the virtual host says which policies there are: a route configuration that
 // lost them is closed.
-func httpFilters() []*hcmv3.HttpFilter {
+func httpFilters(limits ...*hcmv3.HttpFilter) []*hcmv3.HttpFilter {
 	refuse := &httprbacv3.RBAC{Rules: &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW}}
-	return []*hcmv3.HttpFilter{
+	judges := []*hcmv3.HttpFilter{
 		httpFilter(rbacAudit, refuse),
 		httpFilter(rbacDeny, refuse),
 		httpFilter(rbacAllow, refuse),
+	}
+	return append(append(judges, limits...), // a request that is refused takes nothing from a limit
 		httpFilter("envoy.filters.http.grpc_stats", &grpcstatsv3.FilterConfig{EmitFilterState: true}),
 		httpFilter(faultFilter, &faultv3.HTTPFault{}),
 		httpFilter(corsFilter, &corsv3.Cors{}),
 		httpFilter("envoy.filters.http.router", &routerv3.Router{}),
-	}
+	)
 }
 
 // tcpChain passes bytes; policies are judged once, when the connection opens.
@@ -95,14 +97,14 @@ func (d *derivation) tcpProxy(name string, s *Service, p Port) *listenerv3.Filte
 // directChains serve attached workloads by their own address. They are always there, so that attaching the first
 // workload changes the tree and nothing else.
 func (d *derivation) directChains() []*listenerv3.FilterChain {
-	set := d.policiesFor(nil)
+	set, limits := d.policiesFor(nil), d.limitsFor(nil, Port{})
 	d.routes[directHTTP] = &routev3.RouteConfiguration{
 		Name:             directHTTP,
 		ValidateClusters: boolValue(false),
 		VirtualHosts: []*routev3.VirtualHost{{
 			Name:                 directHTTP,
 			Domains:              []string{"*"},
-			TypedPerFilterConfig: set.http(),
+			TypedPerFilterConfig: d.limitsOnHost(limits, set.http()),
 			Routes:               []*routev3.Route{d.plainRoute("default", Encap, nil)},
 		}},
 	}
@@ -120,7 +122,7 @@ func (d *derivation) directChains() []*listenerv3.FilterChain {
 		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: Encap},
 	}))
 	return []*listenerv3.FilterChain{
-		{Name: directHTTP, Filters: []*listenerv3.Filter{restate, d.httpManager(directHTTP, nil, Sniffed)}},
+		{Name: directHTTP, Filters: []*listenerv3.Filter{restate, d.httpManager(directHTTP, nil, Sniffed, limits)}},
 		{Name: directTCP, Filters: tcp},
 	}
 }

@@ -60,6 +60,7 @@ type derivation struct {
 	closed   map[string]bool          // clusters to which nothing may be sent
 	findings map[Finding]bool
 	policies []*compiledPolicy
+	extra    map[string]*clusterv3.Cluster // that are no service's
 }
 
 // Derive computes one waypoint's resources. Same input, same bytes, whatever the order of the rows.
@@ -81,6 +82,7 @@ func Derive(in Input) (Resources, []Finding) {
 	}
 	out.Secrets = d.secrets
 	maps.Copy(out.Clusters, d.outside)
+	maps.Copy(out.Clusters, d.extra)
 	return out, d.sortedFindings()
 }
 
@@ -95,6 +97,7 @@ func newDerivation(in Input) *derivation {
 		closed:   map[string]bool{},
 		outside:  map[string]*clusterv3.Cluster{},
 		findings: map[Finding]bool{},
+		extra:    map[string]*clusterv3.Cluster{},
 	}
 	for i := range d.in.Services {
 		s := &d.in.Services[i]

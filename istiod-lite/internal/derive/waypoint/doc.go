@@ -47,6 +47,9 @@
 //	marrow.ext_authz.rbac.<provider>, marrow.ext_authz.<provider>   for each provider of a CUSTOM policy, by name
 //	envoy.filters.http.jwt_authn                             only where a RequestAuthentication applies
 //	marrow.rbac.audit, marrow.rbac.deny, marrow.rbac.allow   type envoy.extensions.filters.http.rbac.v3.RBAC
+//	marrow.ratelimit.quotas                                   SetMetadata: the limits of global rules, where there are any
+//	marrow.ratelimit.local[.observe][.<hash>]                 LocalRateLimit without limits: they are in the virtual host
+//	marrow.ratelimit.global[.observe].<hash>                  RateLimit: which service, how long, and what if it fails
 //	envoy.filters.http.grpc_stats
 //	envoy.filters.http.fault                                 empty: faults are in the route's typed_per_filter_config
 //	envoy.filters.http.cors                                  empty: the policy is in the route
@@ -74,6 +77,14 @@
 // policies read them by sourced_metadata. Keys: local_jwks with the public keys that can be used, or remote_jwks by a cluster (below).
 // A rule whose keys cannot be had gets a key that nobody has, so that its tokens are refused. The filter stands in the chain and not in
 // the routes, because its configuration per route only names what the chain has: a changed rule replaces the chain.
+//
+// Rate limits follow the same way, for the chains that a RateLimitPolicy concerns and no others. Rules that agree on mode,
+// response and service share a filter. What is counted stands in the virtual host: LocalRateLimit with rate_limits and
+// descriptors, or RateLimitPerRoute with rate_limits. A descriptor is policy=<ns>/<policy>/<rule>, then route=yes (metadata
+// marrow.policy of the routes of a targeted HTTPRoute), request=match (header_value_match), source=match (a CEL map that has
+// no value for a source that does not fit, so that there is no descriptor), and the key: identity (CEL), header or
+// header_absent, claim (dynamic metadata of envoy.filters.http.jwt_authn), remote_address. The service of global rules is a
+// cluster; one that cannot be resolved is left out, or, where failure is deny, is marrow.ratelimit.unresolved, without endpoints.
 //
 // A TCP chain holds the same pairs as network filters where the provider speaks gRPC, then network RBAC filters
 // (marrow.rbac.audit, .deny, .allow; inline rules; absent when no policy of the
@@ -140,6 +151,8 @@
 //   - A policy attached by selector, or to nothing, never reaches a waypoint (TestSelectorPoliciesDoNotApply).
 //   - A stock Envoy judges tokens, and policies on their claims, as the corpus says (TestEnvoyTokens).
 //   - A private key never leaves for a proxy (TestInlineKeys); nobody is sent to a proxy's own or a link's address for keys (TestKeySources).
+//   - A stock Envoy limits as a RateLimitPolicy says (TestEnvoyLimits); what a policy refuses takes nothing from a limit
+//     (TestLimitsComeAfterJudges).
 //   - No empty range is ever sent in an IP matcher, Envoy refuses the whole listener (TestNoEmptyRanges).
 //
 // # Neighbours

@@ -51,7 +51,7 @@ func (d *derivation) gatewayRoutes(s *Service, p Port) []*routev3.Route {
 	var all []ranked
 	for _, r := range d.in.HTTPRoutes {
 		if d.attached(r.Spec.ParentRefs, r.Namespace, s, p) {
-			all = append(all, d.httpRoute(r, p)...)
+			all = append(all, d.markRoutes(r, d.httpRoute(r, p))...)
 		}
 	}
 	for _, r := range d.in.GRPCRoutes {

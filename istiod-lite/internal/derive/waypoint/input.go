@@ -12,6 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/marrowmesh/marrow/api/policy"
 )
 
 // Input is everything that one waypoint's configuration depends on. The order of the slices does not matter.
@@ -39,6 +41,7 @@ type Input struct {
 	ConfigMaps       []*corev1.ConfigMap // of the waypoint's namespace
 	Policies         []*securityv1.AuthorizationPolicy
 	Authentications  []*securityv1.RequestAuthentication
+	RateLimits       []*policy.RateLimitPolicy
 }
 
 // Mesh holds what is the same for every waypoint.
@@ -158,5 +161,6 @@ func (in Input) canonical() Input {
 	in.DestinationRules = byAge(in.DestinationRules)
 	in.Policies = byAge(in.Policies)
 	in.Authentications = byAge(in.Authentications)
+	in.RateLimits = byAge(in.RateLimits)
 	return in
 }

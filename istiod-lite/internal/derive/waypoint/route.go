@@ -36,7 +36,7 @@ func (d *derivation) serviceRoutes(name string, s *Service, p Port) *routev3.Rou
 	host := &routev3.VirtualHost{
 		Name:                 "inbound|http|" + decimal(p.Number),
 		Domains:              []string{"*"},
-		TypedPerFilterConfig: d.policiesFor(s).http(),
+		TypedPerFilterConfig: d.limitsOnHost(d.limitsFor(s, p), d.policiesFor(s).http()),
 	}
 	routes := append(d.gatewayRoutes(s, p), d.istioRoutes(s, p)...)
 	for _, r := range routes {

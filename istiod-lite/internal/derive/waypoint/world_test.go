@@ -22,6 +22,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/marrowmesh/marrow/api/policy"
 	"github.com/marrowmesh/marrow/internal/manifest"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/kube"
 )
@@ -96,6 +97,8 @@ func parseWorld(t *testing.T, services, objects []byte) Input {
 			in.Policies = append(in.Policies, o)
 		case *securityv1.RequestAuthentication:
 			in.Authentications = append(in.Authentications, o)
+		case *policy.RateLimitPolicy:
+			in.RateLimits = append(in.RateLimits, o)
 		default:
 			t.Fatalf("a world has no use for %T", o)
 		}
