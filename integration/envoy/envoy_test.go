@@ -104,9 +104,18 @@ type lab struct {
 
 func startLab(t *testing.T) *lab {
 	t.Helper()
-	command := waypointCommand(t)
+	return startLabWith(t, waypointCommand(t))
+}
+
+// startLabWith starts it with another program as waypoint; empty = ours.
+func startLabWith(t *testing.T, command string) *lab {
+	t.Helper()
 	l := &lab{t: t, name: fmt.Sprintf("envoy-%d", os.Getpid())}
-	if _, err := run(t, 3*time.Minute, "lab", "up", "--name", l.name, "--detach", "-f", "../../manifests/samples/shop", "--waypoint-command", command); err != nil {
+	up := []string{"lab", "up", "--name", l.name, "--detach", "-f", "../../manifests/samples/shop"}
+	if command != "" {
+		up = append(up, "--waypoint-command", command)
+	}
+	if _, err := run(t, 3*time.Minute, up...); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
