@@ -75,6 +75,12 @@ h2spec: build ## h2spec judges the tunnel port of a proxy in a lab
 	@$(GO) build -C integration/h2spec/tool -o $(abspath $(BUILD))/h2spec github.com/summerwind/h2spec/cmd/h2spec || [ "$$MARROW_REQUIRE_H2SPEC" != 1 ]
 	@$(GO) test -tags lab -count=1 -timeout 5m ./integration/h2spec/...
 
+.PHONY: ratelimit
+ratelimit: build ## a real rate limit service counts for a waypoint in a lab
+	@mkdir -p $(BUILD)
+	@$(GO) build -C integration/ratelimit/tool -o $(abspath $(BUILD))/ratelimit .
+	@$(GO) test -tags lab -count=1 -timeout 5m ./integration/ratelimit/...
+
 .PHONY: hostile
 hostile: build ## attacks on the tunnel port, and how connections end with and without the mesh
 	@$(GO) test -tags lab -count=1 -timeout 10m -p 1 ./integration/hostile/... ./integration/ends/...
