@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"sync/atomic"
 	"time"
 )
 
@@ -15,6 +16,26 @@ type Config struct {
 	MaxHeaderList uint32        // decoded header bytes taken; 0 = 64 KiB as server, 16 KiB as client
 	PingInterval  time.Duration // first ping, and pause after each answer; 0 = 10 s, negative = never
 	PingTimeout   time.Duration // silence after a ping that ends the connection; 0 = 20 s
+	Totals        *Totals       // what all connections of this Config do is added to it; nil = nowhere
+}
+
+// Totals counts over the life of a process. Each write to a connection, and each
+// piece that is copied, adds to it; so the sums are a moment late at most.
+type Totals struct {
+	Frames atomic.Uint64 // frames written
+	Copied atomic.Uint64 // bytes of streams' data that were copied on their way, other than by sealing and opening
+}
+
+func (t *Totals) wrote(frames uint64) {
+	if t != nil {
+		t.Frames.Add(frames)
+	}
+}
+
+func (t *Totals) copied(n int) {
+	if t != nil && n > 0 {
+		t.Copied.Add(uint64(n))
+	}
 }
 
 const (

@@ -141,6 +141,7 @@ func (c *Conn) deliver(s *Stream, piece []byte, end, more bool) {
 	}
 	if rest := piece[taken:]; len(rest) > 0 {
 		s.in.push(rest)
+		c.cfg.Totals.copied(len(rest))
 		c.credit(len(rest), len(rest))
 		if !s.late {
 			c.stats.Queued += uint64(len(rest))

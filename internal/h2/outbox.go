@@ -32,6 +32,7 @@ type outbox struct {
 	flushing bool
 	frozen   bool      // turns wait: Export wants the queue empty
 	frames   uint64    // so far
+	told     uint64    // of them, in Config.Totals
 	writes   uint64    // calls to the connection
 	idle     sync.Cond // flushing became false
 	fr       *http2.Framer
@@ -222,6 +223,8 @@ func (c *Conn) writeOut() {
 		return
 	}
 	o.writes++
+	c.cfg.Totals.wrote(o.frames - o.told)
+	o.told = o.frames
 	c.mu.Unlock()
 	err := o.put(c.nc)
 	for i := range o.parts {

@@ -176,6 +176,7 @@ func (s *Stream) lend(limit int) int {
 // copyOut queues one DATA frame.
 func (s *Stream) copyOut(p []byte) {
 	s.c.out.data(s.id, p, false)
+	s.c.cfg.Totals.copied(len(p))
 	s.charge(len(p))
 }
 

@@ -13,6 +13,9 @@ import (
 // Config is the settings of one connection; the zero value is the mesh's.
 type Config = h2.Config
 
+// Totals is what the tunnels of a process do together.
+type Totals = h2.Totals
+
 // Header is one header of a CONNECT or its answer, lower-case.
 type Header = h2.Field
 

@@ -80,17 +80,21 @@ func TestFill(t *testing.T) {
 
 func TestCounts(t *testing.T) {
 	r := load.Report{Bytes: 100e6, Ops: 1000}
-	c := counts{calls: map[string]float64{nodeA: 4000, nodeB: 3000}, switches: 500, allocs: map[string]float64{nodeA: 10, nodeB: 40}}
+	c := counts{calls: map[string]float64{nodeA: 4000, nodeB: 3000}, switches: 500, allocs: map[string]float64{nodeA: 10, nodeB: 40},
+		frames: map[string]float64{nodeA: 20, nodeB: 5}, copied: map[string]float64{nodeA: 7}}
 	got := map[string]float64{}
 	c.fill(got, find(t, "bulk-1-up"), r)
-	want := map[string]float64{"syscalls_per_mb_source": 40, "syscalls_per_mb_destination": 30, "switches_per_mb": 5, "allocs_per_mb": 0.5}
+	want := map[string]float64{"syscalls_per_mb_source": 40, "syscalls_per_mb_destination": 30, "switches_per_mb": 5, "allocs_per_mb": 0.5, "frames_per_mb": 0.25}
 	for name, v := range want {
 		if got[name] != v {
 			t.Errorf("%s = %v, want %v", name, got[name], v)
 		}
 	}
+	if n, ok := got["copied_bytes_per_mb"]; ok {
+		t.Errorf("%v bytes copied, but one proxy does not tell", n)
+	}
 	// A peer publishes no allocations; without the right to count there are no calls.
-	c.allocs, c.partial = map[string]float64{nodeA: 1}, true
+	c.allocs, c.frames, c.partial = map[string]float64{nodeA: 1}, nil, true
 	got = map[string]float64{}
 	c.fill(got, find(t, "rt-100-1"), r)
 	if len(got) != 1 || got["switches_per_rt"] != 0.5 {
@@ -103,6 +107,21 @@ func TestSubtractRest(t *testing.T) {
 	u.subtract(used{usage: map[string]account.Usage{nodeA: {CPU: 100 * time.Millisecond}, nodeB: {CPU: time.Hour}}}, 2)
 	if u.usage[nodeA].CPU != 800*time.Millisecond || u.usage[nodeB].CPU != 0 {
 		t.Errorf("%+v", u.usage)
+	}
+}
+
+func TestSampleValue(t *testing.T) {
+	text := "# TYPE marrow_tunnel_frames_total counter\nmarrow_tunnel_frames_total 1.5e+03\nother{a=\"marrow_tunnel_frames_total\"} 7\n"
+	if n, ok := sampleValue(text, "marrow_tunnel_frames_total"); !ok || n != 1500 {
+		t.Errorf("%v, %v", n, ok)
+	}
+	if n, ok := sampleValue(text, "marrow_tunnel_copied_bytes_total"); ok {
+		t.Errorf("%v of a series that is not there", n)
+	}
+	now := map[string]float64{"a": 5, "b": 7}
+	subtract(now, map[string]float64{"a": 2})
+	if len(now) != 1 || now["a"] != 3 {
+		t.Error(now)
 	}
 }
 

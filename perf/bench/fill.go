@@ -62,17 +62,27 @@ type counts struct {
 	partial  bool               // only reads and writes were counted
 	switches float64
 	allocs   map[string]float64 // node -> heap allocations; nodes may be missing
+	frames   map[string]float64 // node -> HTTP/2 frames written; likewise
+	copied   map[string]float64 // node -> bytes copied; likewise
+}
+
+// sum adds up what all nodes of a scenario tell; complete is false if one does not.
+func sum(s scenario.Scenario, by map[string]float64) (total float64, complete bool) {
+	complete = true
+	for _, node := range nodes(s) {
+		n, ok := by[node]
+		total, complete = total+n, complete && ok
+	}
+	return total, complete
 }
 
 func (c counts) fill(metrics map[string]float64, s scenario.Scenario, r load.Report) {
 	units := map[string]float64{
 		"_per_mb": float64(r.Bytes) / 1e6, "_per_rt": float64(r.Ops), "_per_req": float64(r.Ops), "_per_conn": float64(r.Ops), "_per_handshake": float64(r.Ops),
 	}
-	allocs, complete := 0.0, true
-	for _, node := range nodes(s) {
-		n, ok := c.allocs[node]
-		allocs, complete = allocs+n, complete && ok
-	}
+	allocs, complete := sum(s, c.allocs)
+	frames, framed := sum(s, c.frames)
+	copied, copies := sum(s, c.copied)
 	for unit, per := range units {
 		put := func(name string, value float64) {
 			if per > 0 && wants(s, name) {
@@ -87,6 +97,12 @@ func (c counts) fill(metrics map[string]float64, s scenario.Scenario, r load.Rep
 		put("switches"+unit, c.switches)
 		if complete {
 			put("allocs"+unit, allocs)
+		}
+		if framed {
+			put("frames"+unit, frames)
+		}
+		if copies {
+			put("copied_bytes"+unit, copied)
 		}
 	}
 }

@@ -242,6 +242,7 @@ func (w *world) since(before view) (u used, err error) {
 // observation and therefore not timed.
 func (b *bench) count(ctx context.Context, w *world, s scenario.Scenario, ss sessions, metrics map[string]float64) (err error) {
 	const least = 400 * time.Millisecond
+	frames, copied := w.tunnels(ctx, nodes(s)) // answering costs allocations
 	heap := newHeap(ctx, w, nodes(s))
 	table, err := account.ReadTable()
 	if err != nil {
@@ -274,6 +275,9 @@ func (b *bench) count(ctx context.Context, w *world, s scenario.Scenario, ss ses
 		return err
 	}
 	c := counts{calls: map[string]float64{}, allocs: heap.since(ctx)}
+	c.frames, c.copied = w.tunnels(ctx, nodes(s))
+	subtract(c.frames, frames)
+	subtract(c.copied, copied)
 	for node := range pids {
 		u := after[node].Sub(before[node])
 		if !s.Requested() || slices.Contains(nodes(s), node) {
@@ -393,6 +397,46 @@ func (w *world) mallocs(ctx context.Context, at []string) map[string]float64 {
 		}
 	}
 	return out
+}
+
+// tunnels scrapes what proxies that publish it say of their tunnels; the others
+// are left out.
+func (w *world) tunnels(ctx context.Context, at []string) (frames, copied map[string]float64) {
+	frames, copied = map[string]float64{}, map[string]float64{}
+	for _, node := range at {
+		text, err := w.fetch(ctx, node, "http://127.0.0.1:15020/metrics")
+		if err != nil {
+			continue
+		}
+		for name, to := range map[string]map[string]float64{"marrow_tunnel_frames_total": frames, "marrow_tunnel_copied_bytes_total": copied} {
+			if n, ok := sampleValue(text, name); ok {
+				to[node] = n
+			}
+		}
+	}
+	return frames, copied
+}
+
+// sampleValue finds the value of a series without labels in Prometheus' text.
+func sampleValue(text, name string) (float64, bool) {
+	for line := range strings.Lines(text) {
+		if words := strings.Fields(line); len(words) == 2 && words[0] == name {
+			n, err := strconv.ParseFloat(words[1], 64)
+			return n, err == nil
+		}
+	}
+	return 0, false
+}
+
+// subtract takes before from now; what was not there before is dropped.
+func subtract(now, before map[string]float64) {
+	for k := range now {
+		if n, ok := before[k]; ok {
+			now[k] -= n
+		} else {
+			delete(now, k)
+		}
+	}
 }
 
 // profileValue finds a "# Name = value" line of a heap profile's text.

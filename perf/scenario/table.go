@@ -49,9 +49,12 @@ func counter(name, unit string, bound float64) result.Metric {
 const (
 	// maxSyscallsPerMB is what one way in bulk may cost on each proxy.
 	maxSyscallsPerMB = 40
-	maxAllocsPerMB   = 5 // a collection during the phase costs some, a record none
+	maxFramesPerMB   = 40      // both proxies; one stream alone fills frames of up to 1 MiB, many have 64 KiB each
+	maxCopiedPerMB   = 150_000 // of a million bytes, beside encryption: what comes while a socket is full
+	maxAllocsPerMB   = 5       // a collection during the phase costs some, a record none
 	maxSyscallsPerRT = 16
 	maxAllocsPerRT   = 1
+	maxFramesPerRT   = 6 // two of DATA, and now and then a window
 	// New connections, each proxy for the calls and both for the allocations.
 	maxSyscallsPerConn = 45
 	maxAllocsPerConn   = 280
@@ -68,7 +71,8 @@ func bulkMetrics(cpu, throughput result.Metric, near bool) []result.Metric {
 			counter("syscalls_per_mb_source", "calls/MB", maxSyscallsPerMB), counter("syscalls_per_mb_destination", "calls/MB", maxSyscallsPerMB),
 			counter("records_per_mb", "records/MB", 0), counter("wire_over_payload", "×", 0))
 	}
-	return append(out, counter("switches_per_mb", "switches/MB", 0), counter("allocs_per_mb", "allocations/MB", maxAllocsPerMB))
+	return append(out, counter("switches_per_mb", "switches/MB", 0), counter("allocs_per_mb", "allocations/MB", maxAllocsPerMB),
+		counter("frames_per_mb", "frames/MB", maxFramesPerMB), counter("copied_bytes_per_mb", "B/MB", maxCopiedPerMB))
 }
 
 func bulk() []Scenario {
@@ -130,7 +134,8 @@ func tripMetrics(cpu result.Metric, p50, p99 result.Metric, near bool) []result.
 	if !near {
 		out = append(out, counter("syscalls_per_rt_destination", "calls", maxSyscallsPerRT))
 	}
-	return append(out, counter("switches_per_rt", "switches", 0), counter("allocs_per_rt", "allocations", maxAllocsPerRT))
+	return append(out, counter("switches_per_rt", "switches", 0), counter("allocs_per_rt", "allocations", maxAllocsPerRT),
+		counter("frames_per_rt", "frames", maxFramesPerRT), counter("copied_bytes_per_rt", "B", 0))
 }
 
 func trips() []Scenario {

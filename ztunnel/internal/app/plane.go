@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -74,7 +75,9 @@ func (p *proxy) compose(ready *run.Task) (*plane, error) {
 	}
 	record := flow.NewRecorder(counters, p.root)
 	tls := mtls.New(mtls.Options{StdRecords: cfg.TLS.StdRecords, PostQuantum: cfg.TLS.PostQuantum})
-	transport := hbone.Config{StreamWindow: cfg.HBONE.StreamWindow, ConnWindow: cfg.HBONE.ConnWindow, FrameSize: cfg.HBONE.FrameSize}
+	transport := hbone.Config{
+		StreamWindow: cfg.HBONE.StreamWindow, ConnWindow: cfg.HBONE.ConnWindow, FrameSize: cfg.HBONE.FrameSize, Totals: tunnelTotals(p.metrics),
+	}
 	pl.woken = run.NewGroup(context.Background())
 	pl.lot = burst.NewLot(func(fn func()) {
 		pl.woken.Go("connection", func(context.Context) error { fn(); return nil })
@@ -138,6 +141,20 @@ func dial(cfg *config.Config, e config.Endpoint) (*grpc.ClientConn, error) {
 		o.Token = func() (string, error) { return cfg.Auth.Token, nil }
 	}
 	return xds.DialControlPlane(e.Address, o)
+}
+
+// tunnelTotals counts what all tunnels do, and shows it.
+func tunnelTotals(r prometheus.Registerer) *hbone.Totals {
+	t := &hbone.Totals{}
+	r.MustRegister(
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "marrow_tunnel_frames_total", Help: "HTTP/2 frames written to tunnels.",
+		}, func() float64 { return float64(t.Frames.Load()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "marrow_tunnel_copied_bytes_total", Help: "Bytes of connections that were copied on their way through tunnels, other than by encryption.",
+		}, func() float64 { return float64(t.Copied.Load()) }),
+	)
+	return t
 }
 
 // lookup resolves in ztunnel's own namespace.
