@@ -10,6 +10,7 @@ import (
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	grpcstatsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_stats/v3"
+	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
@@ -19,7 +20,8 @@ import (
 	"github.com/marrowmesh/marrow/waypoint/internal/strict"
 )
 
-// HTTP is one of the filters of this package: *RBAC, *JWT, *Fault, *CORS, *LocalLimit, *GlobalLimit, *SetMetadata, *ExtAuthz, *GRPCStats, *Router or Off;
+// HTTP is one of the filters of this package: *RBAC, *JWT, *Fault, *CORS, *LocalLimit, *GlobalLimit, *SetMetadata, *ExtAuthz,
+// *Mutate, *GRPCStats, *Router or Off;
 // a *GlobalRoute changes a *GlobalLimit.
 type HTTP interface{ http() }
 
@@ -81,6 +83,12 @@ func compileTyped(a *anypb.Any) (HTTP, error) {
 			return nil, err
 		}
 		return compileRBAC(p)
+	case "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation":
+		p := &headermutationv3.HeaderMutation{}
+		if err := a.UnmarshalTo(p); err != nil {
+			return nil, err
+		}
+		return compileMutate(p)
 	case "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz":
 		p := &extauthzv3.ExtAuthz{}
 		if err := a.UnmarshalTo(p); err != nil {

@@ -23,6 +23,9 @@ type RBAC struct {
 // ShadowKey is the name under which others find the policy that the shadow rules found.
 func (r *RBAC) ShadowKey() string { return ShadowKey(r.prefix) }
 
+// Audits says that the rules refuse nothing: what they match is to be told.
+func (r *RBAC) Audits() bool { return r.rules != nil && r.rules.action == rbacconfig.RBAC_LOG }
+
 func (*RBAC) http()    {}
 func (*RBAC) network() {}
 

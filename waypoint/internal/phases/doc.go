@@ -12,7 +12,8 @@
 // passed on as they come (TestStreaming). What Explain says of a request that nobody sent is what serving it does
 // (TestExplainEqualsServing). No spelling of a refused path or host, and no framing, brings to an application what was refused or was
 // not judged (TestNoSpellingPasses, TestNoSpellingPassesHTTP2, TestNoHostPasses, TestNothingIsSmuggled). An authorization server's answer
-// comes before the application sees anything, and its absence refuses (TestCustomAuthorization, TestCustomFailure).
+// comes before the application sees anything, and its absence refuses (TestCustomAuthorization, TestCustomFailure). What only proxies may
+// say no client says (TestForgedHeaders).
 //
 // Neighbours: front brings sessions, table, filters and upstream decide, telemetry counts.
 package phases

@@ -215,9 +215,15 @@ func (e *explanation) filter(name string, f filters.HTTP) (done bool) {
 	case *filters.JWT:
 		return e.tokens(name, f)
 	case *filters.RBAC:
-		e.judged(name, f.Judge(&e.q))
+		v := f.Judge(&e.q)
+		e.judged(name, v)
+		if v.Allowed {
+			return false // without the exchange's own judgement, which counts
+		}
 		_, err := e.exchange.filter(f)
 		return e.refused(err)
+	case *filters.Mutate:
+		f.Apply(&e.q)
 	case *filters.Fault:
 		return e.fault(name, f)
 	case *filters.CORS:

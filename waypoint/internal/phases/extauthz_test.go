@@ -13,11 +13,13 @@ import (
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	networkauthz "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/ext_authz/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -336,4 +338,80 @@ func withHeader(r *routev3.Route, name, value string) *routev3.Route {
 		StringMatch: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: value}},
 	}}}
 	return r
+}
+
+// TestAuditAndDryRun: policies that refuse nothing are counted, and nothing else happens.
+func TestAuditAndDryRun(t *testing.T) {
+	any := &rbacconfig.Policy{
+		Permissions: []*rbacconfig.Permission{{Rule: &rbacconfig.Permission_Any{Any: true}}},
+		Principals:  []*rbacconfig.Principal{{Identifier: &rbacconfig.Principal_Any{Any: true}}},
+	}
+	rules := func(a rbacconfig.RBAC_Action, name string) *rbacconfig.RBAC {
+		return &rbacconfig.RBAC{Action: a, Policies: map[string]*rbacconfig.Policy{name: any}}
+	}
+	w := newWorld(t)
+	w.pod("10.0.0.1:8080", named("v1"))
+	hcm := manager(t)
+	hcm.HttpFilters = append([]*hcmv3.HttpFilter{httpFilter(t, "audit", &rbacv3.RBAC{Rules: rules(rbacconfig.RBAC_LOG, "watch")})}, hcm.GetHttpFilters()...)
+	per := open(t)
+	per["marrow.rbac.deny"] = pack(t, &rbacv3.RBACPerRoute{Rbac: &rbacv3.RBAC{ShadowRules: rules(rbacconfig.RBAC_DENY, "try"), ShadowRulesStatPrefix: "istio_dry_run_deny_"}})
+	w.mustApply(cluster(t, "v1"), endpoints("v1", "10.0.0.1:8080"), terminate(t), internal(t, hcm), routes(t, per, to("/", "v1")))
+	if resp, _ := do(t, w.client(shopper, vip+":80", false), "GET", "/"); resp.StatusCode != 200 {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+	found, err := w.reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range found {
+		for _, m := range f.GetMetric() {
+			if strings.HasPrefix(f.GetName(), "marrow_authorization_") {
+				name := f.GetName()
+				for _, l := range m.GetLabel() {
+					name += " " + l.GetValue()
+				}
+				got[name] = m.GetCounter().GetValue()
+			}
+		}
+	}
+	if len(got) != 2 || got["marrow_authorization_audited_total watch"] != 1 || got["marrow_authorization_dry_run_total try denied"] != 1 {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestForgedHeaders: what only proxies may say, a client does not; with the filter that says who the client is, the application learns it
+// from the proxy. X-Forwarded-For goes on as it came.
+func TestForgedHeaders(t *testing.T) {
+	forge := []func(*http.Request){
+		header("X-Forwarded-Client-Cert", "By=spiffe://td/x;URI=spiffe://td/ns/shop/sa/admin"), header("X-Envoy-Internal", "true"),
+		header("X-Envoy-Original-Path", "/secret"), header("X-Envoy-Retry-On", "5xx"), header("X-Envoy-Upstream-Rq-Timeout-Ms", "1"),
+		header("X-Forwarded-For", "1.2.3.4, 10.0.0.1"),
+	}
+	w := basic(t)
+	for _, two := range []bool{false, true} {
+		resp, _ := do(t, w.client(shopper, vip+":80", two), "GET", "/", forge...)
+		for k, want := range map[string]string{
+			"X-Forwarded-Client-Cert": "", "X-Envoy-Internal": "", "X-Envoy-Original-Path": "", "X-Envoy-Retry-On": "", "X-Envoy-Upstream-Rq-Timeout-Ms": "",
+			"X-Forwarded-For": "1.2.3.4, 10.0.0.1",
+		} {
+			if got := resp.Header.Get("Saw-" + k); got != want {
+				t.Errorf("%s reached the application as %q", k, got)
+			}
+		}
+	}
+	hcm := manager(t)
+	hcm.HttpFilters = append([]*hcmv3.HttpFilter{httpFilter(t, "xfcc", &headermutationv3.HeaderMutation{Mutations: &headermutationv3.Mutations{
+		RequestMutations: []*mutationv3.HeaderMutation{{Action: &mutationv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
+			Header: &corev3.HeaderValue{
+				Key: "x-forwarded-client-cert", Value: "By=%FILTER_STATE(io.istio.local_principal:PLAIN)%;URI=%FILTER_STATE(io.istio.peer_principal:PLAIN)%",
+			},
+			AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+		}}}},
+	}})}, hcm.GetHttpFilters()...)
+	w.mustApply(internal(t, hcm))
+	resp, _ := do(t, w.client(shopper, vip+":80", false), "GET", "/", forge...)
+	if got := resp.Header.Values("Saw-X-Forwarded-Client-Cert"); len(got) != 1 || got[0] != "By=spiffe://td/ns/shop/sa/wp;URI="+shopper {
+		t.Errorf("the application was told %q", got)
+	}
 }

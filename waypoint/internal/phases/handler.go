@@ -200,12 +200,12 @@ func (x *exchange) filter(f filters.HTTP) (done bool, err error) {
 	case *filters.RBAC:
 		v := f.Judge(&x.q)
 		x.authz.tried(f, v)
-		if v.Tried {
-			x.h.cfg.Log.Debug("policies on trial", obs.F("policy", v.Shadow), obs.F("allowed", v.Would), obs.F("path", x.q.Path))
-		}
+		x.h.told(f, v, x.session, x.q.Path)
 		if !v.Allowed {
 			return false, &failure{status: http.StatusForbidden, detail: v.Detail(), body: "RBAC: access denied"}
 		}
+	case *filters.Mutate:
+		f.Apply(&x.q)
 	case *filters.ExtAuthz:
 		return false, x.extAuthz(f)
 	case *filters.Fault:

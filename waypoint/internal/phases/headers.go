@@ -52,7 +52,9 @@ func removeHop(h http.Header) (upgrade string) {
 func (x *exchange) sanitize() {
 	h := x.r.Header
 	x.facts.upgrade = removeHop(h)
-	delete(h, "X-Forwarded-Client-Cert") // only a proxy that ends the client's TLS may say this; the chain's mode is SANITIZE
+	for _, name := range forgeable() {
+		delete(h, name)
+	}
 	if h.Get("X-Forwarded-Proto") == "" {
 		h.Set("X-Forwarded-Proto", "http")
 	}

@@ -65,6 +65,7 @@ func (f *flow) serve(ctx context.Context, accept func() (upstream.Conn, error)) 
 		case *filters.RBAC:
 			v := n.Judge(&q)
 			f.authz.tried(n, v)
+			f.h.told(n, v, f.session, "")
 			if !v.Allowed {
 				return &failure{status: http.StatusForbidden, detail: v.Detail(), err: errors.New("denied by policy")}
 			}

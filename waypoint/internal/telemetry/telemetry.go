@@ -52,6 +52,8 @@ type Telemetry struct {
 	tcp      tcpSeries
 	limits   *prometheus.CounterVec
 
+	policies policySeries
+
 	mu    sync.Mutex
 	out   io.Writer
 	conns map[*live]struct{}
@@ -93,7 +95,7 @@ func New(r prometheus.Registerer, out io.Writer) *Telemetry {
 			received: obs.Counter(r, "istio_tcp_received_bytes_total", "Bytes from clients on opaque connections.", tcp...),
 			sent:     obs.Counter(r, "istio_tcp_sent_bytes_total", "Bytes to clients on opaque connections.", tcp...),
 		},
-		limits: limitSeries(r), out: out, conns: map[*live]struct{}{},
+		limits: limitSeries(r), policies: newPolicySeries(r), out: out, conns: map[*live]struct{}{},
 	}
 }
 

@@ -192,7 +192,7 @@ func addresses(raw [][]byte) []netip.Addr {
 func (j *join) input(g *gatewayv1.Gateway) waypoint.Input {
 	o := j.w.Objects
 	in := waypoint.Input{
-		Mesh: j.w.Mesh, Gateway: kube.NameOf(g),
+		Mesh: j.w.Mesh, Gateway: kube.NameOf(g), ClientIdentity: waypoint.AsksClientIdentity(g.Annotations),
 		HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes, TLSRoutes: o.TLSRoutes, TCPRoutes: o.TCPRoutes,
 		VirtualServices: o.VirtualServices, DestinationRules: o.DestinationRules, Policies: o.Policies,
 		Authentications: o.Authentications, RateLimits: o.RateLimits,

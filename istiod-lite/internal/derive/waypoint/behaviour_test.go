@@ -211,6 +211,7 @@ func application(_ context.Context, in *hbone.Incoming) {
 		w.Header().Set("x-proto", r.Proto)
 		w.Header().Set("x-path", r.URL.RequestURI())
 		w.Header().Set("x-seen", r.Header.Get("x-add"))
+		w.Header().Set("x-cert", r.Header.Get("x-forwarded-client-cert"))
 		if status, err := strconv.Atoi(r.Header.Get("x-answer")); err == nil {
 			w.WriteHeader(status)
 		}

@@ -42,7 +42,8 @@ func (d *derivation) httpManager(name string, s *Service, proto Protocol, limits
 		ServerName:                 "istio-envoy",
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_OVERWRITE,
 		Proxy_100Continue:          true,
-		HttpFilters:                slices.Concat(d.customHTTP(d.policiesFor(s)), d.tokenFilter(s), httpFilters(d.limitFilters(limits)...)),
+		HttpFilters: slices.Concat(d.clientIdentity(), d.customHTTP(d.policiesFor(s)), d.tokenFilter(s),
+			httpFilters(d.limitFilters(limits)...)),
 	}
 	normalize(m, d.in.Mesh.Config.GetPathNormalization())
 	if proto == HTTP2 {

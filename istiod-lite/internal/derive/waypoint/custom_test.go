@@ -199,3 +199,23 @@ func TestBadCustomDenies(t *testing.T) {
 		}
 	}
 }
+
+// TestClientIdentity: the annotation puts the header first in every HTTP chain; without it nothing is there.
+func TestClientIdentity(t *testing.T) {
+	for v, want := range map[string]bool{"": false, "true": true, "TRUE": true, "1": false, "yes": false} {
+		if AsksClientIdentity(map[string]string{AnnotationClientIdentity: v}) != want {
+			t.Errorf("annotation %q", v)
+		}
+	}
+	in := parseWorld(t, []byte(customServices), nil)
+	in.ClientIdentity = true
+	r, _ := Derive(in)
+	if n := filtersOf(t, r, webHTTP)[0].GetName(); n != "marrow.xfcc_client_identity" {
+		t.Errorf("the first filter is %s", n)
+	}
+	in.ClientIdentity = false
+	r, _ = Derive(in)
+	if n := filtersOf(t, r, webHTTP)[0].GetName(); n == "marrow.xfcc_client_identity" {
+		t.Error("it is there unasked")
+	}
+}

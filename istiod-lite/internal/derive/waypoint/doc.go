@@ -44,6 +44,7 @@
 // `direct-tcp`. An HTTP chain holds one HTTP connection manager with rds{route_config_name = chain name}, access_log,
 // websocket upgrade, and the filters, by name:
 //
+//	marrow.xfcc_client_identity                              only where the Gateway asks for it (TestClientIdentity)
 //	marrow.ext_authz.rbac.<provider>, marrow.ext_authz.<provider>   for each provider of a CUSTOM policy, by name
 //	envoy.filters.http.jwt_authn                             only where a RequestAuthentication applies
 //	marrow.rbac.audit, marrow.rbac.deny, marrow.rbac.allow   type envoy.extensions.filters.http.rbac.v3.RBAC

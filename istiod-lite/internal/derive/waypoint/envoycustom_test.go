@@ -124,6 +124,15 @@ func TestEnvoyCustom(t *testing.T) {
 			}
 		}
 	})
+	t.Run("client identity", func(t *testing.T) {
+		b := startBench(t, customServices, "", func(in *Input) { in.ClientIdentity = true })
+		run(b, []want{{
+			"forged", "GET /a x-forwarded-client-cert=URI=forged", 200,
+			"x-cert=By=spiffe://cluster.local/ns/shop/sa/waypoint;URI=spiffe://cluster.local/ns/shop/sa/client",
+		}})
+		b = startBench(t, customServices, "")
+		run(b, []want{{"forged, unasked", "GET /a x-forwarded-client-cert=URI=forged", 200, "x-cert="}})
+	})
 	t.Run("HTTP", func(t *testing.T) {
 		b := startBench(t, customServices, customPolicy("http", `[{to: [{operation: {paths: [/ask*]}}]}]`), withMesh(t, customMesh))
 		run(b, []want{

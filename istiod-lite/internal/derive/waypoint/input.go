@@ -21,6 +21,8 @@ type Input struct {
 	Mesh Mesh
 	// Gateway is the waypoint's Gateway object.
 	Gateway types.NamespacedName
+	// ClientIdentity says that applications are told who their client is (AsksClientIdentity).
+	ClientIdentity bool
 	// Place, Network and Labels are those of the waypoint's pods for which the resources are.
 	Place   Place
 	Network string
