@@ -14,9 +14,9 @@ const (
 // RateLimitPolicy limits the requests to what it targets.
 type RateLimitPolicy struct {
 	metav1.TypeMeta   `json:",inline"`
-	metav1.ObjectMeta `json:"metadata,omitempty"`
+	metav1.ObjectMeta `json:"metadata,omitzero"`
 	Spec              RateLimitPolicySpec   `json:"spec"`
-	Status            RateLimitPolicyStatus `json:"status,omitempty"`
+	Status            RateLimitPolicyStatus `json:"status,omitzero"`
 }
 
 // RateLimitPolicySpec is what the author wants.

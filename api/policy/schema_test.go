@@ -63,17 +63,17 @@ func compare(t *testing.T, at string, s schema, typ reflect.Type) {
 	if s.Type != want {
 		t.Errorf("%s is %q, want %q", at, s.Type, want)
 	}
-	switch {
-	case want == "array":
+	switch want {
+	case "array":
 		if s.Items == nil {
 			t.Errorf("%s has no items", at)
 			return
 		}
 		compare(t, at+"[]", *s.Items, typ.Elem())
-	case want == "object":
+	case "object":
 		seen := map[string]bool{}
-		for i := range typ.NumField() {
-			name, rest, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")
+		for f := range typ.Fields() {
+			name, rest, _ := strings.Cut(f.Tag.Get("json"), ",")
 			seen[name] = true
 			p, ok := s.Properties[name]
 			if !ok {
@@ -83,7 +83,7 @@ func compare(t *testing.T, at string, s schema, typ reflect.Type) {
 			if optional := strings.Contains(rest, "omitempty"); optional == slices.Contains(s.Required, name) {
 				t.Errorf("%s.%s: optional %v in Go, and not so in the schema", at, name, optional)
 			}
-			compare(t, at+"."+name, p, typ.Field(i).Type)
+			compare(t, at+"."+name, p, f.Type)
 		}
 		for name := range s.Properties {
 			if !seen[name] {
@@ -132,6 +132,7 @@ func TestDeepCopySharesNothing(t *testing.T) {
 			for i := range a.NumField() {
 				apart(at+"."+a.Type().Field(i).Name, a.Field(i), b.Field(i))
 			}
+		default:
 		}
 	}
 	apart("spec", reflect.ValueOf(p.Spec), reflect.ValueOf(c.Spec))

@@ -3,10 +3,13 @@ package filters
 import (
 	"fmt"
 	"net/http"
+	"strconv"
+	"strings"
 	"time"
 
 	commonfault "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/fault/v3"
 	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
 	"github.com/marrowmesh/marrow/waypoint/internal/match"
 	"github.com/marrowmesh/marrow/waypoint/internal/strict"
@@ -16,9 +19,51 @@ import (
 type Fault struct {
 	when    []match.Header
 	delay   time.Duration
-	delayed match.Fraction
+	delayed share
 	abort   Abort
-	aborted match.Fraction
+	aborted share
+	// asked say that clients choose the delay and the abort by headers, up to the configured shares.
+	delayAsked, abortAsked bool
+}
+
+// share is a share of requests that clients may make smaller by a header, counted in unit.
+type share struct {
+	match.Fraction
+	unit uint64 // in millionths
+}
+
+// Headers by which clients ask for faults, where the configuration lets them.
+const (
+	askDelay      = "X-Envoy-Fault-Delay-Request" // milliseconds
+	askDelayShare = "X-Envoy-Fault-Delay-Request-Percentage"
+	askAbort      = "X-Envoy-Fault-Abort-Request" // HTTP status
+	askAbortGRPC  = "X-Envoy-Fault-Abort-Grpc-Request"
+	askAbortShare = "X-Envoy-Fault-Abort-Request-Percentage"
+	// longestAsked bounds a delay that a client asks for.
+	longestAsked = 24 * time.Hour
+)
+
+// asked is the share after the client's header, which can only make it smaller. What is no number counts for nothing, as in Envoy.
+func (s share) asked(q *match.Request, header string) match.Fraction {
+	if n, ok := number(q, header); ok {
+		return match.Fraction(min(n*s.unit, uint64(s.Fraction)))
+	}
+	return s.Fraction
+}
+
+func number(q *match.Request, header string) (uint64, bool) {
+	v, ok := q.Get(header)
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(v), 10, 32)
+	return n, err == nil
+}
+
+func compileShare(p *typev3.FractionalPercent) (share, error) {
+	f, err := match.CompileFraction(p) // absent = none, as in Envoy
+	one, _ := match.CompileFraction(&typev3.FractionalPercent{Numerator: 1, Denominator: p.GetDenominator()})
+	return share{Fraction: f, unit: uint64(one)}, err
 }
 
 // Abort is the answer that a fault gives in the upstream's place. The zero value is none.
@@ -41,13 +86,32 @@ func (f *Fault) Plan(q *match.Request, rnd match.Rand) FaultPlan {
 	if !match.All(f.when, q) {
 		return p
 	}
-	if f.delay > 0 && f.delayed.Hit(rnd) {
+	if f.delayAsked {
+		if ms, ok := number(q, askDelay); ok && ms > 0 && f.delayed.asked(q, askDelayShare).Hit(rnd) {
+			p.Delay = min(time.Duration(ms)*time.Millisecond, longestAsked)
+		}
+	} else if f.delay > 0 && f.delayed.Hit(rnd) {
 		p.Delay = f.delay
 	}
-	if f.aborted > 0 && f.aborted.Hit(rnd) {
+	if f.abortAsked {
+		if a := abortAsked(q); a != nil && f.aborted.asked(q, askAbortShare).Hit(rnd) {
+			p.Abort = a
+		}
+	} else if f.aborted.Hit(rnd) {
 		p.Abort = &f.abort
 	}
 	return p
+}
+
+// abortAsked is what the client asks for: an HTTP status, or else a gRPC status; nil = nothing that there is.
+func abortAsked(q *match.Request) *Abort {
+	if n, ok := number(q, askAbort); ok && n >= 200 && n <= 599 {
+		return &Abort{Status: int(n), GRPC: -1}
+	}
+	if n, ok := number(q, askAbortGRPC); ok && n <= 1<<31-1 {
+		return &Abort{GRPC: int(n), Status: HTTPOfGRPC(int(n))}
+	}
+	return nil
 }
 
 func compileFault(p *faultv3.HTTPFault) (*Fault, error) {
@@ -73,8 +137,16 @@ func compileFault(p *faultv3.HTTPFault) (*Fault, error) {
 }
 
 func (f *Fault) compileDelay(d *commonfault.FaultDelay) error {
-	if err := strict.Only(d, "fixed_delay", "percentage"); err != nil {
+	if err := strict.Only(d, "fixed_delay", "header_delay", "percentage"); err != nil {
 		return err
+	}
+	var err error
+	if f.delayed, err = compileShare(d.GetPercentage()); err != nil {
+		return err
+	}
+	if d.GetHeaderDelay() != nil {
+		f.delayAsked = true
+		return nil
 	}
 	if d.GetFixedDelay() == nil {
 		return fmt.Errorf("fixed_delay is not set: %w", strict.ErrUnsupported)
@@ -83,13 +155,11 @@ func (f *Fault) compileDelay(d *commonfault.FaultDelay) error {
 	if f.delay <= 0 {
 		return fmt.Errorf("fixed_delay %v is not positive", f.delay)
 	}
-	var err error
-	f.delayed, err = match.CompileFraction(d.GetPercentage()) // absent = none, as in Envoy
-	return err
+	return nil
 }
 
 func (f *Fault) compileAbort(a *faultv3.FaultAbort) error {
-	if err := strict.Only(a, "http_status", "grpc_status", "percentage"); err != nil {
+	if err := strict.Only(a, "http_status", "grpc_status", "header_abort", "percentage"); err != nil {
 		return err
 	}
 	switch e := a.GetErrorType().(type) {
@@ -100,11 +170,13 @@ func (f *Fault) compileAbort(a *faultv3.FaultAbort) error {
 		f.abort = Abort{Status: int(e.HttpStatus), GRPC: -1}
 	case *faultv3.FaultAbort_GrpcStatus:
 		f.abort = Abort{GRPC: int(e.GrpcStatus), Status: HTTPOfGRPC(int(e.GrpcStatus))}
+	case *faultv3.FaultAbort_HeaderAbort_:
+		f.abortAsked = true
 	default:
 		return fmt.Errorf("error type %T: %w", e, strict.ErrUnsupported)
 	}
 	var err error
-	f.aborted, err = match.CompileFraction(a.GetPercentage())
+	f.aborted, err = compileShare(a.GetPercentage())
 	return err
 }
 

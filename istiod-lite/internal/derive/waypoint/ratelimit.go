@@ -298,7 +298,7 @@ func (d *derivation) localLimit(g limitGroup) *localv3.LocalRateLimit {
 				l.XRatelimitOption = routev3.RateLimit_DRAFT_VERSION_03
 			}
 			out.RateLimits = append(out.RateLimits, l)
-			out.Descriptors = append(out.Descriptors, &commonv3.LocalRateLimitDescriptor{Entries: descriptorOf(l, r), TokenBucket: bucketOf(r.rule.Limit)})
+			out.Descriptors = append(out.Descriptors, &commonv3.LocalRateLimitDescriptor{Entries: descriptorOf(l), TokenBucket: bucketOf(r.rule.Limit)})
 		}
 		if k := r.rule.Key; k != nil && k.Type != policy.KeyNone {
 			n := uint32(defaultKeys)

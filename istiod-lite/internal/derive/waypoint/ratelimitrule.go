@@ -82,7 +82,7 @@ func (d *derivation) rateLimits(r limitRule, global bool) []*routev3.RateLimit {
 }
 
 // descriptorOf is the configured descriptor that fits what the actions of l give: fixed values, and none for what is told apart.
-func descriptorOf(l *routev3.RateLimit, r limitRule) []*commonv3.RateLimitDescriptor_Entry {
+func descriptorOf(l *routev3.RateLimit) []*commonv3.RateLimitDescriptor_Entry {
 	var out []*commonv3.RateLimitDescriptor_Entry
 	add := func(key, value string) {
 		out = append(out, &commonv3.RateLimitDescriptor_Entry{Key: key, Value: value})
