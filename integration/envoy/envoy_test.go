@@ -207,6 +207,10 @@ func TestEnvoyRefusesNothing(t *testing.T) {
 	l.must("lab", "apply", "-f", samples+"get-only.yaml")
 	l.eventually("DELETE refused", only("403"), "--count", "5", "--method", "DELETE")
 	l.eventually("GET allowed", only("200"), "--count", "5")
+	l.must("lab", "apply", "-f", "../../manifests/samples/ratelimit/catalog.yaml")
+	l.eventually("rate limited", func(r report) bool {
+		return r.Errors == 0 && r.Status["429"] >= 15 && r.Status["200"]+r.Status["429"] == 20
+	}, "--count", "20")
 	// Only statistics that ever counted are printed.
 	if got := l.admin("/stats?usedonly&filter=update_(rejected|failure)"); got != "" {
 		t.Errorf("Envoy refused something: %s", got)
