@@ -1,6 +1,7 @@
 package waypoint
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -217,5 +218,27 @@ func TestClientIdentity(t *testing.T) {
 	r, _ = Derive(in)
 	if n := filtersOf(t, r, webHTTP)[0].GetName(); n == "marrow.xfcc_client_identity" {
 		t.Error("it is there unasked")
+	}
+}
+
+// TestGuideForCustom: what docs/security.md shows is derived as it says.
+func TestGuideForCustom(t *testing.T) {
+	raw, err := os.ReadFile("../../../../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := func(name string) string {
+		_, rest, _ := strings.Cut(string(raw), "<!-- "+name+" -->\n```yaml\n")
+		text, _, ok := strings.Cut(rest, "```")
+		if !ok {
+			t.Fatalf("no example %s", name)
+		}
+		return text
+	}
+	in := parseWorld(t, []byte(customServices), []byte(block("policy")))
+	withMesh(t, block("mesh"))(&in)
+	r, findings := Derive(in)
+	if len(findings) > 0 || filtersOf(t, r, webHTTP)[1].GetName() != "marrow.ext_authz.ext-authz" {
+		t.Errorf("findings %v, filters %v", findings, filtersOf(t, r, webHTTP)[:2])
 	}
 }
