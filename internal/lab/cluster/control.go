@@ -80,6 +80,7 @@ func (c *cluster) routes() http.Handler {
 	handle("POST /v1/label", c.postLabel)
 	handle("POST /v1/kill", c.postKill)
 	handle("POST /v1/exec", c.postExec)
+	handle("POST /v1/forward", c.postForward)
 	handle("GET /v1/logs", c.getLogs)
 	handle("GET /v1/capture", c.getCapture)
 	handle("POST /v1/recordings", c.postRecording)

@@ -2,6 +2,7 @@ package app
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -14,6 +15,7 @@ import (
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/ambient"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/bind"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/gateway"
+	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/ingress"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/waypoint"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/publish"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/serve"
@@ -40,6 +42,8 @@ type engine struct {
 	waypoints map[types.NamespacedName]map[waypoint.Place]bool
 	// found are the objects that the waypoints' derivation had something to say about.
 	found map[manifest.Key]bool
+	// ingress is what gateways at the border serve.
+	ingress ingress.Output
 }
 
 func newEngine(cfg config.Config, log *obs.Logger, objects objectStore, served *publish.Store, st *status.Writer, pods *podIndex) *engine {
@@ -62,6 +66,7 @@ func (e *engine) handle(b source.Batch) error {
 	e.rows.apply(b.Events)
 	e.pods.apply(b.Events)
 	e.ambient(b.Events)
+	e.edges()
 	e.gateways()
 	e.publishWaypoints()
 	e.routeStatuses()
@@ -137,10 +142,12 @@ func resources(in []ambient.Resource) []xds.Resource {
 func (e *engine) gateways() {
 	mesh := e.pipeline.Mesh()
 	address := "istiod." + e.cfg.RootNamespace + ".svc:15012"
-	out := gateway.Derive(e.rows.gatewayInput(gateway.Config{
+	in := e.rows.gatewayInput(gateway.Config{
 		ClusterDomain: e.cfg.ClusterDomain, ClusterID: e.cfg.ClusterID, TrustDomain: mesh.TrustDomain,
 		XDSAddress: address, CAAddress: address, Revision: e.cfg.Revision, Image: "marrowmesh/waypoint:latest",
-	}))
+	})
+	in.Listeners, in.Insecure = e.ingress.Listeners, e.ingress.Insecure
+	out := gateway.Derive(in)
 	for _, o := range out.Objects {
 		if err := e.objects.Put(o); err != nil {
 			e.log.Error("cannot write an object for a Gateway; it is tried again with the next change", obs.F("object", manifest.KeyOf(o).String()), obs.Err(err))
@@ -163,11 +170,16 @@ func (e *engine) gateways() {
 // publishWaypoints derives every waypoint's resources. A waypoint's types are published as one.
 func (e *engine) publishWaypoints() {
 	mesh := e.pipeline.Mesh()
-	inputs := bind.Inputs(bind.World{
+	world := bind.World{
 		Mesh:      waypoint.Mesh{TrustDomain: mesh.TrustDomain, ClusterDomain: e.cfg.ClusterDomain, RootNamespace: mesh.RootNamespace, ClusterID: e.cfg.ClusterID, Config: mesh.Config},
 		Addresses: e.addresses, Objects: e.rows.bindObjects(e.cfg.Revision),
-	})
+	}
+	inputs := bind.Inputs(world)
+	maps.Copy(inputs, bind.Edges(world, e.ingress))
 	findings := map[manifest.Key][]waypoint.Finding{}
+	for _, f := range e.ingress.Findings {
+		findings[findingKey(f)] = append(findings[findingKey(f)], f)
+	}
 	for n, in := range inputs {
 		if e.waypoints[n] == nil {
 			e.waypoints[n] = map[waypoint.Place]bool{}
@@ -216,6 +228,23 @@ func (e *engine) withdraw(n types.NamespacedName, p waypoint.Place) {
 	}
 }
 
+// parents are the verdicts of gateways at the border on routes.
+func (e *engine) parents() map[manifest.Key][]waypoint.GatewayParent {
+	out := map[manifest.Key][]waypoint.GatewayParent{}
+	for k, list := range e.ingress.Parents {
+		for _, p := range list {
+			out[k] = append(out[k], waypoint.GatewayParent{Ref: p.Ref, OK: p.Accepted.OK, Reason: p.Accepted.Reason, Message: p.Accepted.Message})
+		}
+	}
+	return out
+}
+
+// edges decides what gateways at the border serve.
+func (e *engine) edges() {
+	topology := e.pipeline.Mesh().Config.GetDefaultConfig().GetGatewayTopology()
+	e.ingress = ingress.Derive(e.rows.ingressInput(e.cfg.ClusterDomain, e.cfg.Revision, topology))
+}
+
 // routeStatuses says of the mesh's routes whether they are accepted by their parents and find their backends.
 func (e *engine) routeStatuses() {
 	mesh := e.pipeline.Mesh()
@@ -223,7 +252,7 @@ func (e *engine) routeStatuses() {
 	for k, s := range waypoint.RouteStatuses(waypoint.RouteRows{
 		Mesh:     waypoint.Mesh{TrustDomain: mesh.TrustDomain, ClusterDomain: e.cfg.ClusterDomain, RootNamespace: mesh.RootNamespace},
 		Services: o.Services, ServiceEntries: o.ServiceEntries, HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes,
-		TLSRoutes: o.TLSRoutes, TCPRoutes: o.TCPRoutes,
+		TLSRoutes: o.TLSRoutes, TCPRoutes: o.TCPRoutes, Gateways: e.parents(), Permitted: e.ingress.Permitted,
 	}) {
 		if err := e.status.Whole(k, s); err != nil {
 			e.log.Error("status of a route", obs.F("object", k.String()), obs.Err(err))
@@ -248,6 +277,7 @@ func findingKey(f waypoint.Finding) manifest.Key {
 	group := map[string]string{
 		"HTTPRoute": manifest.GroupGateway, "GRPCRoute": manifest.GroupGateway, "TLSRoute": manifest.GroupGateway, "TCPRoute": manifest.GroupGateway,
 		"AuthorizationPolicy": manifest.GroupSecurity, "RequestAuthentication": manifest.GroupSecurity,
+		"Gateway":        manifest.GroupNetworking,
 		"VirtualService": manifest.GroupNetworking, "DestinationRule": manifest.GroupNetworking, "ServiceEntry": manifest.GroupNetworking,
 	}[f.Kind]
 	return manifest.Key{Group: group, Kind: f.Kind, Namespace: f.Namespace, Name: f.Name}

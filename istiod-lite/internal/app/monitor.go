@@ -89,7 +89,7 @@ func dump(served *publish.Store, r *http.Request) (any, error) {
 	}
 	out := map[string]map[string]json.RawMessage{}
 	for _, t := range types {
-		if url != "" && url != t {
+		if url != "" && url != t || t == xds.SecretType {
 			continue
 		}
 		list := served.List(scope, t)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 
+	meshapi "istio.io/api/mesh/v1alpha1"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	appsv1 "k8s.io/api/apps/v1"
@@ -15,6 +16,7 @@ import (
 	"github.com/marrowmesh/marrow/internal/manifest"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/bind"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/gateway"
+	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/ingress"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/kube"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/waypoint"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/source"
@@ -52,6 +54,28 @@ func (r rows) gatewayInput(cfg gateway.Config) gateway.Input {
 	return gateway.Input{
 		Config: cfg, Gateways: of[*gatewayv1.Gateway](r), Classes: of[*gatewayv1.GatewayClass](r), ServiceAccounts: of[*corev1.ServiceAccount](r),
 		Deployments: of[*appsv1.Deployment](r), Services: of[*corev1.Service](r), Pods: of[*corev1.Pod](r),
+	}
+}
+
+// ingressInput are the rows of gateways at the mesh's border.
+func (r rows) ingressInput(domain, revision string, topology *meshapi.Topology) ingress.Input {
+	gateways := of[*gatewayv1.Gateway](r)
+	classes := map[string]string{}
+	for _, c := range of[*gatewayv1.GatewayClass](r) {
+		classes[c.Name] = string(c.Spec.ControllerName)
+	}
+	gateways = slices.DeleteFunc(gateways, func(g *gatewayv1.Gateway) bool {
+		return g.Spec.GatewayClassName != gateway.IngressClass || g.DeletionTimestamp != nil ||
+			cmp.Or(classes[gateway.IngressClass], gateway.IngressController) != gateway.IngressController
+	})
+	return ingress.Input{
+		ClusterDomain: domain, Topology: topology, Gateways: gateways,
+		IstioGateways: ours(of[*networkingv1.Gateway](r), revision), Namespaces: of[*corev1.Namespace](r), Pods: of[*corev1.Pod](r),
+		Services: of[*corev1.Service](r), Secrets: of[*corev1.Secret](r), ConfigMaps: of[*corev1.ConfigMap](r),
+		Grants:     of[*gatewayv1.ReferenceGrant](r),
+		HTTPRoutes: ours(of[*gatewayv1.HTTPRoute](r), revision), GRPCRoutes: ours(of[*gatewayv1.GRPCRoute](r), revision),
+		TLSRoutes: ours(of[*gatewayv1.TLSRoute](r), revision), TCPRoutes: ours(of[*gatewayv1.TCPRoute](r), revision),
+		VirtualServices: ours(of[*networkingv1.VirtualService](r), revision),
 	}
 }
 
@@ -153,12 +177,15 @@ func (x *podIndex) OnNode(node, namespace, serviceAccount string) bool {
 }
 
 // GatewayOf implements serve.Gateways.
-func (x *podIndex) GatewayOf(namespace, pod string) (string, bool) {
+func (x *podIndex) GatewayOf(namespace, pod string, router bool) (string, bool) {
 	p := x.pod(namespace, pod)
 	if p == nil {
 		return "", false
 	}
 	name := p.Labels[kube.LabelGatewayName]
+	if name == "" && router {
+		name = ingress.InstanceName(p).Name
+	}
 	return name, name != ""
 }
 

@@ -34,7 +34,8 @@ type Authenticator interface {
 
 // Gateways tells which Gateway a pod is an instance of.
 type Gateways interface {
-	GatewayOf(namespace, pod string) (gateway string, ok bool)
+	// A router may also be an instance of what only selectors of Istio Gateways describe.
+	GatewayOf(namespace, pod string, router bool) (gateway string, ok bool)
 	// PlaceOf is where the pod runs, as a place is written in a scope; empty = not known.
 	PlaceOf(namespace, pod string) string
 }
@@ -95,10 +96,10 @@ func (g *Gate) Admit(ctx context.Context, node *corev3.Node) (xds.Admission, err
 			Types:        map[string]bool{xds.AddressType: true, xds.AuthorizationType: true},
 			Subscription: g.Store.Subscribe(MeshScope),
 		}, nil
-	case "waypoint":
-		return g.admitWaypoint(caller, node)
+	case "waypoint", "router":
+		return g.admitWaypoint(caller, node, parts[0] == "router")
 	default:
-		return xds.Admission{}, g.refuse(node.GetId(), codes.PermissionDenied, fmt.Sprintf("node type %q is not served; want ztunnel or waypoint", parts[0]))
+		return xds.Admission{}, g.refuse(node.GetId(), codes.PermissionDenied, fmt.Sprintf("node type %q is not served; want ztunnel, waypoint or router", parts[0]))
 	}
 }
 
@@ -112,9 +113,9 @@ func claims(caller authn.Caller, node *corev3.Node) error {
 	return nil
 }
 
-func (g *Gate) admitWaypoint(caller authn.Caller, node *corev3.Node) (xds.Admission, error) {
+func (g *Gate) admitWaypoint(caller authn.Caller, node *corev3.Node, router bool) (xds.Admission, error) {
 	ns := caller.Identity.Namespace()
-	gateway, ok := g.Gateways.GatewayOf(ns, caller.PodName)
+	gateway, ok := g.Gateways.GatewayOf(ns, caller.PodName, router)
 	if !ok {
 		// The pod may be younger than our news of it.
 		return xds.Admission{}, g.refuse(node.GetId(), codes.Unavailable, fmt.Sprintf("pod %s/%s is not known as an instance of a Gateway (label gateway.networking.k8s.io/gateway-name); try again", ns, caller.PodName))

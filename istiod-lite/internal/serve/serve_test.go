@@ -37,8 +37,11 @@ func (w who) Caller(context.Context) (authn.Caller, error) { return w.c, w.err }
 
 type gateways map[string]string
 
-func (g gateways) GatewayOf(ns, pod string) (string, bool) { n, ok := g[ns+"/"+pod]; return n, ok }
-func (gateways) PlaceOf(string, string) string             { return "" }
+func (g gateways) GatewayOf(ns, pod string, _ bool) (string, bool) {
+	n, ok := g[ns+"/"+pod]
+	return n, ok
+}
+func (gateways) PlaceOf(string, string) string { return "" }
 
 func gate(caller authn.Caller) (*Gate, *counter) {
 	issuer, store := &counter{}, publish.New()

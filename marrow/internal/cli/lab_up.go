@@ -21,7 +21,7 @@ a kernel that lets you make user namespaces.`,
 	t := &target{}
 	t.flags(c)
 	c.AddCommand(upCommand(), downCommand(t), listCommand(), getCommand(t), applyCommand(t), deleteCommand(t),
-		labelCommand(t), refusedCommand(t), execCommand(t), logsCommand(t), captureCommand(t), killCommand(t), waitCommand(t))
+		labelCommand(t), refusedCommand(t), execCommand(t), forwardCommand(t), logsCommand(t), captureCommand(t), killCommand(t), waitCommand(t))
 	return c
 }
 

@@ -26,6 +26,7 @@ import (
 	"github.com/marrowmesh/marrow/internal/xds"
 	"github.com/marrowmesh/marrow/waypoint/internal/admin"
 	"github.com/marrowmesh/marrow/waypoint/internal/config"
+	"github.com/marrowmesh/marrow/waypoint/internal/edge"
 	"github.com/marrowmesh/marrow/waypoint/internal/front"
 	"github.com/marrowmesh/marrow/waypoint/internal/intake"
 	"github.com/marrowmesh/marrow/waypoint/internal/jwks"
@@ -48,6 +49,8 @@ type Deps struct {
 	// Threads is how many may run Go code at most; 0 = as the runtime has it, and memory is not given back early either.
 	Threads int
 	Env     func(name string) (string, bool) // variables that configuration names; nil = none
+	// Router is a gateway at the mesh's border: it has listeners of its own and ends no tunnels.
+	Router bool
 	// Bound is told the address of the tunnels' listener.
 	Bound func(net.Addr)
 }
@@ -67,6 +70,7 @@ type waypoint struct {
 	in    *intake.Intake
 	ups   *upstream.Store
 	front *front.Server
+	edge  *edge.Server
 	spans *spans.Exporter
 	admin http.Handler
 	stats http.Handler
@@ -147,11 +151,12 @@ func compose(g *run.Group, cfg *config.Config, deps Deps, quit func()) (*waypoin
 	w.front = front.New(front.Config{
 		Table: w.in.Table, Cert: w.deps.Cert, Phases: handler, Detect: cfg.Detect, Log: w.log.Named("front"), TLS: tls, HBONE: hbone.Config{MaxStreams: 100},
 	})
+	w.border(id, handler)
 	if err := w.subscribe(g, token); err != nil {
 		return nil, err
 	}
 	w.stats = obs.Metrics(registry)
-	node, err := node(cfg)
+	node, err := node(cfg, deps.Router)
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +180,7 @@ func (w *waypoint) keyWay(cluster string) http.RoundTripper {
 
 // subscribe keeps the configuration up to date. It goes on during the drain: open requests may still need a new endpoint.
 func (w *waypoint) subscribe(g *run.Group, token func() (string, error)) error {
-	node, err := node(w.cfg)
+	node, err := node(w.cfg, w.deps.Router)
 	if err != nil {
 		return err
 	}
@@ -203,7 +208,7 @@ func (w *waypoint) subscribe(g *run.Group, token func() (string, error)) error {
 }
 
 // node says who asks, in the form that Istio's control plane reads.
-func node(cfg *config.Config) (*corev3.Node, error) {
+func node(cfg *config.Config, router bool) (*corev3.Node, error) {
 	ip := "0.0.0.0"
 	if cfg.IP.IsValid() {
 		ip = cfg.IP.String()
@@ -224,12 +229,16 @@ func node(cfg *config.Config) (*corev3.Node, error) {
 			meta[k] = v
 		}
 	}
+	kind := "waypoint"
+	if router {
+		kind = "router"
+	}
 	s, err := structpb.NewStruct(meta)
 	if err != nil {
 		return nil, fmt.Errorf("node metadata: %w", err)
 	}
 	return &corev3.Node{
-		Id:       "waypoint~" + ip + "~" + cfg.Pod + "." + cfg.Namespace + "~" + cfg.Namespace + ".svc." + cfg.Domain,
+		Id:       kind + "~" + ip + "~" + cfg.Pod + "." + cfg.Namespace + "~" + cfg.Namespace + ".svc." + cfg.Domain,
 		Cluster:  nodeCluster(id, cfg),
 		Metadata: s,
 	}, nil
@@ -242,15 +251,12 @@ func nodeCluster(id identity.ID, cfg *config.Config) string {
 
 // serve binds every port before anything is served from any.
 func (w *waypoint) serve(ctx context.Context, g *run.Group) error {
-	listen := w.deps.Listen
-	if listen == nil {
-		listen = func(ctx context.Context, port uint16) (net.Listener, error) {
-			return obs.Listen(ctx, ":"+strconv.Itoa(int(port)))
+	var tunnels net.Listener
+	if !w.deps.Router {
+		var err error
+		if tunnels, err = w.deps.Listen(ctx, w.cfg.Ports.HBONE); err != nil {
+			return fmt.Errorf("tunnels' port %d: %w", w.cfg.Ports.HBONE, err)
 		}
-	}
-	tunnels, err := listen(ctx, w.cfg.Ports.HBONE)
-	if err != nil {
-		return fmt.Errorf("tunnels' port %d: %w", w.cfg.Ports.HBONE, err)
 	}
 	ready := http.NewServeMux()
 	ready.Handle("/healthz/ready", w.ready.Handler())
@@ -270,10 +276,16 @@ func (w *waypoint) serve(ctx context.Context, g *run.Group) error {
 	for _, p := range pages {
 		l, err := obs.Listen(ctx, p.addr)
 		if err != nil {
-			_ = tunnels.Close()
+			if tunnels != nil {
+				_ = tunnels.Close()
+			}
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 		g.Go(p.name, func(ctx context.Context) error { return obs.Serve(ctx, l, p.h) })
+	}
+	g.Go("edge", w.edge.Run)
+	if tunnels == nil {
+		return nil
 	}
 	if w.deps.Bound != nil {
 		w.deps.Bound(tunnels.Addr())
@@ -285,11 +297,13 @@ func (w *waypoint) serve(ctx context.Context, g *run.Group) error {
 // drain lets clients go elsewhere and what is open finish, until the deadline.
 func (w *waypoint) drain(ctx context.Context) {
 	w.ready.Task(admin.Draining) // never done: not ready any more
-	w.log.Info("draining", obs.F("open", w.front.Open()), obs.F("deadline", w.cfg.Deadline.String()))
+	open := func() int64 { return w.front.Open() + w.edge.Open() }
+	w.log.Info("draining", obs.F("open", open()), obs.F("deadline", w.cfg.Deadline.String()))
 	began := time.Now()
 	w.front.Drain()
-	w.until(ctx, began.Add(w.cfg.Deadline), func() bool { return w.front.Open() == 0 && time.Since(began) >= w.cfg.Drain })
-	cut := w.front.Open()
+	w.edge.Drain()
+	w.until(ctx, began.Add(w.cfg.Deadline), func() bool { return open() == 0 && time.Since(began) >= w.cfg.Drain })
+	cut := open()
 	w.front.DrainLate()
 	if cut == 0 { // the last words of every tunnel have to leave
 		w.until(ctx, time.Now().Add(time.Second), func() bool { return w.front.Conns() == 0 })

@@ -61,10 +61,11 @@ func TestRunEndsClean(t *testing.T) {
 func TestArguments(t *testing.T) {
 	for args, ok := range map[string]bool{
 		"": true, "proxy waypoint": true, "proxy waypoint --domain x.svc.cluster.local --serviceCluster wp.shop": true,
-		"proxy ztunnel": false, "--nope": false, "proxy waypoint --domain": false,
+		"proxy router --domain x.svc.cluster.local": true, "proxy ztunnel": false, "--nope": false, "proxy waypoint --domain": false,
 	} {
-		if err := checkArgs(strings.Fields(args)); (err == nil) != ok {
-			t.Errorf("%q: %v", args, err)
+		router, err := checkArgs(strings.Fields(args))
+		if (err == nil) != ok || router != (ok && strings.Contains(args, "router")) {
+			t.Errorf("%q: %v %v", args, router, err)
 		}
 	}
 }

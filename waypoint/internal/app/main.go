@@ -16,7 +16,7 @@ import (
 type UsageError struct{ Problem string }
 
 func (e *UsageError) Error() string {
-	return e.Problem + "; usage: waypoint [proxy waypoint] [--domain D] [--serviceCluster C]; everything else comes from the environment"
+	return e.Problem + "; usage: waypoint [proxy waypoint|router] [--domain D] [--serviceCluster C]; everything else comes from the environment"
 }
 
 // ExitCode implements the interface of run.Main.
@@ -24,7 +24,8 @@ func (e *UsageError) ExitCode() int { return 64 }
 
 // Command is what main runs.
 func Command(ctx context.Context, args []string) error {
-	if err := checkArgs(args); err != nil {
+	router, err := checkArgs(args)
+	if err != nil {
 		return err
 	}
 	if err := conf.Steady(); err != nil {
@@ -40,26 +41,27 @@ func Command(ctx context.Context, args []string) error {
 	if err != nil {
 		return errors.Join(errors.New("MARROW_LOG"), err)
 	}
-	return Run(ctx, cfg, Deps{Env: conf.Value, Out: out, Log: log, Levels: levels, Threads: runtime.GOMAXPROCS(0)})
+	return Run(ctx, cfg, Deps{Router: router, Env: conf.Value, Out: out, Log: log, Levels: levels, Threads: runtime.GOMAXPROCS(0)})
 }
 
 // checkArgs accepts what Istio's Deployments write. Their flags repeat what the environment says.
-func checkArgs(args []string) error {
+func checkArgs(args []string) (router bool, err error) {
 	if len(args) >= 2 && args[0] == "proxy" {
-		if args[1] != "waypoint" {
-			return &UsageError{fmt.Sprintf("proxy %q is not a waypoint", args[1])}
+		if args[1] != "waypoint" && args[1] != "router" {
+			return false, &UsageError{fmt.Sprintf("proxy %q is neither a waypoint nor a router", args[1])}
 		}
+		router = args[1] == "router"
 		args = args[2:]
 	}
 	for i := 0; i < len(args); i++ {
 		switch args[i] {
 		case "--domain", "--serviceCluster", "--proxyLogLevel", "--proxyComponentLogLevel", "--log_output_level":
 			if i++; i == len(args) {
-				return &UsageError{fmt.Sprintf("flag %s has no value", args[i-1])}
+				return false, &UsageError{fmt.Sprintf("flag %s has no value", args[i-1])}
 			}
 		default:
-			return &UsageError{fmt.Sprintf("argument %q is not known", args[i])}
+			return false, &UsageError{fmt.Sprintf("argument %q is not known", args[i])}
 		}
 	}
-	return nil
+	return router, nil
 }

@@ -52,6 +52,8 @@ type Ports struct {
 	Admin uint16 `json:"admin"` // on loopback only
 	Stats uint16 `json:"stats"`
 	Ready uint16 `json:"ready"`
+	// EdgeConnections is how many connections a listener at the mesh's border may have open.
+	EdgeConnections int64 `json:"edgeConnections"`
 }
 
 const (
@@ -79,6 +81,7 @@ func Load(r *conf.Reader) (*Config, error) {
 		Ports: Ports{
 			HBONE: r.Port("MARROW_HBONE_PORT", 15008), Admin: r.Port("MARROW_ADMIN_PORT", 15000),
 			Stats: r.Port("MARROW_STATS_PORT", 15020), Ready: r.Port("MARROW_READINESS_PORT", 15021),
+			EdgeConnections: int64(r.IntIn("MARROW_EDGE_CONNECTIONS", 16384, 1, 1<<20, "that a gateway's listener may have open; more are turned away")),
 		},
 		LogFormat: r.Enum("LOG_FORMAT", "plain", []string{"plain", "json"}, "form of log lines"),
 		LogFilter: r.String("MARROW_LOG", "info", "level or scope=level, comma-separated"),

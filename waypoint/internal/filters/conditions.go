@@ -76,8 +76,14 @@ func principal(p *rbacconfig.Principal) (condition, error) {
 	case *rbacconfig.Principal_DirectRemoteIp:
 		return cidr(i.DirectRemoteIp, sourceIP)
 	case *rbacconfig.Principal_RemoteIp:
-		// No hop in front of a waypoint is trusted to name another address in X-Forwarded-For, so the remote address is the peer's.
-		return cidr(i.RemoteIp, sourceIP)
+		// No hop in front of a waypoint is trusted to name another address in X-Forwarded-For, so the remote address is the peer's; at
+		// the border it is what trusted hops say.
+		return cidr(i.RemoteIp, func(q *match.Request) netip.Addr {
+			if q.Remote.IsValid() {
+				return q.Remote
+			}
+			return q.Source.Addr()
+		})
 	case *rbacconfig.Principal_Header:
 		return header(i.Header)
 	case *rbacconfig.Principal_UrlPath:

@@ -48,6 +48,7 @@ type Intake struct {
 	mu sync.Mutex
 	// staged is an inner listener whose routes are not all known yet; the one before it serves meanwhile. nil = none.
 	staged   *table.Internal
+	edges    stagedEdges
 	want     func(url string, names []string)
 	complete func()
 	changed  func(*table.Table)
@@ -161,7 +162,7 @@ func (in *Intake) clusters(_ context.Context, up []xds.Resource, removed []strin
 		})
 	names := in.ups.ApplyClusters(slices.Collect(maps.Values(good)), removed)
 	in.want(EndpointType, names)
-	in.want(SecretType, in.ups.Secrets())
+	in.want(SecretType, in.secretNames(in.cur.Load()))
 	return rejects
 }
 
@@ -201,9 +202,7 @@ func (in *Intake) routes(_ context.Context, up []xds.Resource, removed []string)
 	in.promote(&next)
 	in.cur.Store(&next)
 	in.changed(&next)
-	if in.staged == nil && next.Internal != nil && next.Terminate != nil {
-		in.complete()
-	}
+	in.settle(&next)
 	return rejects
 }
 
@@ -211,6 +210,7 @@ func (in *Intake) routes(_ context.Context, up []xds.Resource, removed []string)
 type listener struct {
 	terminate *table.Terminate
 	internal  *table.Internal
+	edge      *table.Edge
 }
 
 func (in *Intake) listeners(_ context.Context, up []xds.Resource, removed []string) []xds.Reject {
@@ -224,6 +224,8 @@ func (in *Intake) listeners(_ context.Context, up []xds.Resource, removed []stri
 			next.Terminate = nil
 		case internalName:
 			next.Internal, in.staged = nil, nil
+		default:
+			in.edges.drop(&next, name)
 		}
 	}
 	for _, l := range good {
@@ -233,29 +235,33 @@ func (in *Intake) listeners(_ context.Context, up []xds.Resource, removed []stri
 		if l.internal != nil {
 			in.staged = l.internal
 		}
+		if l.edge != nil {
+			in.edges.stage(l.edge)
+		}
 	}
-	in.want(RouteType, slices.Sorted(maps.Keys(routeNames(next.Internal, in.staged))))
+	in.edges.heard = true
+	in.want(RouteType, slices.Sorted(maps.Keys(in.routeNames(&next))))
+	in.want(SecretType, in.secretNames(&next))
 	in.promote(&next)
 	in.cur.Store(&next)
 	in.changed(&next)
-	if in.staged == nil && next.Internal != nil && next.Terminate != nil {
-		in.complete()
-	}
+	in.settle(&next)
 	return rejects
 }
 
 // promote puts the staged listener in force once every route that it names is known or was refused, and forgets the routes that
 // nothing names. The caller holds mu.
 func (in *Intake) promote(t *table.Table) {
+	in.promoteEdges(t)
 	if in.staged != nil {
 		for name := range routeNames(in.staged) {
-			if _, known := t.Routes[name]; !known && in.refused[RouteType+"/"+name].Name == "" {
+			if !in.routeKnown(t, name) {
 				return
 			}
 		}
 		t.Internal, in.staged = in.staged, nil
 	}
-	names := routeNames(t.Internal)
+	names := in.routeNames(t)
 	t.Routes = maps.Clone(t.Routes)
 	maps.DeleteFunc(t.Routes, func(name string, _ *table.Rules) bool { return !names[name] })
 }
@@ -290,7 +296,7 @@ func routeNames(ls ...*table.Internal) map[string]bool {
 }
 
 // errUnknownListener refuses what nothing here could serve.
-var errUnknownListener = errors.New("listener has no meaning for a waypoint: want connect_terminate, main_internal or connect_originate")
+var errUnknownListener = errors.New("listener has no meaning here: want connect_terminate, main_internal, connect_originate or one with a socket address")
 
 func compileListener(name string, p *listenerv3.Listener) (listener, error) {
 	if p.GetName() != name {
@@ -306,5 +312,9 @@ func compileListener(name string, p *listenerv3.Listener) (listener, error) {
 	case originateName, "inner_connect_originate", "outer_connect_originate":
 		return listener{}, nil // how Envoy opens tunnels; upstream does it by itself
 	}
-	return listener{}, errUnknownListener
+	if p.GetAddress().GetSocketAddress() == nil {
+		return listener{}, errUnknownListener
+	}
+	e, err := table.CompileEdge(p)
+	return listener{edge: e}, err
 }

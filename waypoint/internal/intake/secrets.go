@@ -18,6 +18,7 @@ func (in *Intake) secrets(_ context.Context, up []xds.Resource, removed []string
 	defer in.mu.Unlock()
 	good, rejects := judge(in, SecretType, up, removed, func() *tlsv3.Secret { return &tlsv3.Secret{} }, compileSecret)
 	in.ups.ApplySecrets(good, removed)
+	in.keepSecrets(good, removed)
 	return rejects
 }
 
@@ -35,10 +36,10 @@ func compileSecret(name string, p *tlsv3.Secret) (upstream.Secret, error) {
 		}
 		return upstream.Secret{Chain: text(t.TlsCertificate.GetCertificateChain()), Key: text(t.TlsCertificate.GetPrivateKey())}, nil
 	case *tlsv3.Secret_ValidationContext:
-		if err := strict.Only(t.ValidationContext, "trusted_ca"); err != nil {
+		if err := strict.Only(t.ValidationContext, "trusted_ca", "crl"); err != nil {
 			return fail(err)
 		}
-		return upstream.Secret{Roots: text(t.ValidationContext.GetTrustedCa())}, nil
+		return upstream.Secret{Roots: text(t.ValidationContext.GetTrustedCa()), CRL: text(t.ValidationContext.GetCrl())}, nil
 	default:
 		return fail(fmt.Errorf("type %T: %w", t, strict.ErrUnsupported))
 	}

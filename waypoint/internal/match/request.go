@@ -20,6 +20,7 @@ type Request struct {
 	GRPC      bool
 
 	Source      netip.AddrPort // the client's socket, as the previous hop told it
+	Remote      netip.Addr     // the client by the word of trusted proxies in front; zero = Source
 	Destination netip.AddrPort // what the client dialled; zero when it was a host name
 	Port        uint16         // port that the client dialled
 	Principal   string         // "spiffe://…" proven on the HBONE connection; empty = none

@@ -131,7 +131,7 @@ func (e *explanation) why(format string, args ...any) {
 
 // opaque tells of a destination whose bytes nobody reads.
 func (e *explanation) opaque() bool {
-	chain, _ := e.table.Find(e.session.conn(e.protocol()))
+	chain := e.session.chain(e.table, e.protocol())
 	if chain == nil || chain.TCP == nil {
 		return false
 	}

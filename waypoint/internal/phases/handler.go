@@ -123,13 +123,14 @@ func (x *exchange) identify() error {
 	if x.q.GRPC {
 		x.body.calls = &x.facts.asked
 	}
-	chain, _ := x.table.Find(s.conn(x.protocol()))
+	chain := s.chain(x.table, x.protocol())
 	if chain == nil || chain.HTTP == nil {
 		return noRoute("chain_not_found")
 	}
 	x.chain, x.facts.chain = chain.HTTP, chain.Name
 	x.rules = x.table.RulesOf(chain.HTTP)
 	x.sanitize()
+	x.atEdge()
 	x.beginTrace()
 	return x.normalize()
 }

@@ -179,6 +179,14 @@ func (f *facts) Operator(name, arg string) string {
 	case "HOSTNAME":
 		return x.h.cfg.Host
 	}
+	if r := x.q.Remote; r.IsValid() && r != x.session.Source.Addr().Unmap() {
+		switch name { // as Envoy writes an address that a header told: without a port of its own
+		case "DOWNSTREAM_REMOTE_ADDRESS":
+			return netip.AddrPortFrom(r, 0).String()
+		case "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":
+			return r.String()
+		}
+	}
 	if v := f.upstreamOperator(name); v != "" {
 		return v
 	}
@@ -231,7 +239,15 @@ func sessionOperator(s *Session, name, arg string) string {
 	}
 	switch name {
 	case "DOWNSTREAM_LOCAL_ADDRESS":
+		if s.Edge != nil {
+			return s.Destination.String()
+		}
 		return s.Authority
+	case "REQUESTED_SERVER_NAME":
+		if s.Edge != nil {
+			return s.Edge.ServerName
+		}
+		return ""
 	case "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":
 		return ipText(s.Destination)
 	case "DOWNSTREAM_LOCAL_PORT":

@@ -19,6 +19,7 @@ type Session struct {
 	Authority   string         // of the CONNECT
 	Baggage     string         // of the CONNECT, as it came
 	Client      upstream.Workload
+	Edge        *Edge // of a connection that came in at the mesh's border; nil = through a tunnel
 }
 
 // principal is the client's name as policies spell it; empty = none.
@@ -27,6 +28,18 @@ func (s *Session) principal() string {
 		return ""
 	}
 	return s.Peer.String()
+}
+
+// chain is what serves the session by the configuration in t; nil = nothing.
+func (s *Session) chain(t *table.Table, p table.Protocol) *table.Chain {
+	if s.Edge != nil {
+		if c := t.EdgeChain(s.Edge.Listener, s.Edge.Chain); c != nil {
+			return &c.Chain
+		}
+		return nil
+	}
+	c, _ := t.Find(s.conn(p))
+	return c
 }
 
 func (s *Session) conn(p table.Protocol) table.Conn {

@@ -24,10 +24,10 @@ func CompileRules(p *routev3.RouteConfiguration) (*Rules, error) {
 	fail := func(err error) (*Rules, error) { return nil, fmt.Errorf("routes %q: %w", p.GetName(), err) }
 	if err := strict.Only(p, "name", "virtual_hosts", "response_headers_to_add", "response_headers_to_remove",
 		"request_headers_to_add", "request_headers_to_remove", "validate_clusters", "max_direct_response_body_size_bytes",
-		"typed_per_filter_config", "metadata"); err != nil {
+		"typed_per_filter_config", "metadata", "ignore_port_in_host_matching"); err != nil {
 		return fail(err)
 	}
-	r := &Rules{Name: p.GetName()}
+	r := &Rules{Name: p.GetName(), ignorePort: p.GetIgnorePortInHostMatching()}
 	var err error
 	if r.Request, err = compileMutations(p.GetRequestHeadersToAdd(), p.GetRequestHeadersToRemove()); err != nil {
 		return fail(err)

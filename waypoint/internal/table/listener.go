@@ -110,7 +110,10 @@ func CompileInternal(p *listenerv3.Listener) (*Internal, error) {
 	return in, nil
 }
 
-func compileChain(p *listenerv3.FilterChain) (*Chain, error) {
+func compileChain(p *listenerv3.FilterChain) (*Chain, error) { return compileChainOf(p, nil, nil) }
+
+// compileChainOf lets own read from a connection manager what the rest does not know.
+func compileChainOf(p *listenerv3.FilterChain, own func(*EdgeChain, *hcmv3.HttpConnectionManager, *HTTPChain) error, edge *EdgeChain) (*Chain, error) {
 	if err := strict.Only(p, "name", "filters", "filter_chain_match", "metadata"); err != nil {
 		return nil, err
 	}
@@ -139,7 +142,16 @@ func compileChain(p *listenerv3.FilterChain) (*Chain, error) {
 		if err := last.GetTypedConfig().UnmarshalTo(m); err != nil {
 			return nil, err
 		}
+		var at HTTPChain
+		if own != nil {
+			if err := own(edge, m, &at); err != nil {
+				return nil, err
+			}
+		}
 		h, err := compileManager(m)
+		if h != nil {
+			h.Edge, h.TrustedHops, h.ClientCert = at.Edge, at.TrustedHops, at.ClientCert
+		}
 		c.HTTP = h
 		if err == nil {
 			for _, f := range h.Filters {

@@ -21,6 +21,8 @@ type Rules struct {
 	Request  Mutations
 	Response Mutations
 	own      filters.Overrides
+	// ignorePort compares hosts without the port that a client may name.
+	ignorePort bool
 }
 
 type host struct {
@@ -199,6 +201,9 @@ func (r *Rules) host(authority string) *host {
 		return &r.hosts[0]
 	}
 	name := strings.ToLower(authority)
+	if i := strings.LastIndexByte(name, ':'); r.ignorePort && i > strings.LastIndexByte(name, ']') {
+		name = name[:i]
+	}
 	var best *host
 	rank, length := 0, 0
 	for i := range r.hosts {

@@ -1,7 +1,9 @@
 package table
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/marrowmesh/marrow/waypoint/internal/filters"
@@ -14,6 +16,8 @@ type Table struct {
 	Terminate *Terminate        // who may connect; nil = nobody
 	Internal  *Internal         // chains and how they are chosen; nil = none
 	Routes    map[string]*Rules // by name; a chain names its own
+	Edges     map[string]*Edge  // listeners at the mesh's border, by name
+	Secrets   map[string]*Secret
 }
 
 // Terminate is what the outer listener asks of a client.
@@ -50,7 +54,14 @@ type HTTPChain struct {
 	RequestID     bool // make X-Request-Id when the client sent none
 	Logs          []Log
 	Tracing       *Tracing // nil = requests become no spans
+	// Edge says that strangers come in here: their address is the socket's, but for TrustedHops of X-Forwarded-For.
+	Edge        bool
+	TrustedHops uint32
+	ClientCert  *ClientCert // nil = X-Forwarded-Client-Cert is removed and not made
 }
+
+// ClientCert is what an application is told of the client's certificate.
+type ClientCert struct{ Subject, URI, DNS bool }
 
 // ServerMode is what happens to the response's Server header.
 type ServerMode uint8
@@ -133,11 +144,17 @@ func (t *Table) RulesOf(c *HTTPChain) *Rules {
 
 // KeySources are the places from which the keys of tokens' issuers have to be fetched, in no order and each as often as it is named.
 func (t *Table) KeySources() []jwt.Source {
-	if t.Internal == nil {
-		return nil
-	}
 	var out []jwt.Source
-	for _, c := range t.Internal.Chains {
+	var chains []*Chain
+	if t.Internal != nil {
+		chains = slices.AppendSeq(chains, maps.Values(t.Internal.Chains))
+	}
+	for _, e := range t.Edges {
+		for _, c := range e.Chains {
+			chains = append(chains, &c.Chain)
+		}
+	}
+	for _, c := range chains {
 		if c.HTTP == nil {
 			continue
 		}

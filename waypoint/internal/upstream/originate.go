@@ -16,7 +16,7 @@ import (
 )
 
 // Secret is a certificate with its key, or roots; what is not part of it is empty.
-type Secret struct{ Chain, Key, Roots string }
+type Secret struct{ Chain, Key, Roots, CRL string }
 
 // ErrUnverified is a peer that did not prove what it has to.
 var ErrUnverified = errors.New("the endpoint's certificate is not accepted")

@@ -195,7 +195,7 @@ func (j *join) input(g *gatewayv1.Gateway) waypoint.Input {
 		Mesh: j.w.Mesh, Gateway: kube.NameOf(g), ClientIdentity: waypoint.AsksClientIdentity(g.Annotations),
 		HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes, TLSRoutes: o.TLSRoutes, TCPRoutes: o.TCPRoutes,
 		VirtualServices: o.VirtualServices, DestinationRules: o.DestinationRules, Policies: o.Policies,
-		Authentications: o.Authentications, RateLimits: o.RateLimits,
+		Authentications: o.Authentications, Additions: waypoint.Additions{RateLimits: o.RateLimits},
 	}
 	in.Secrets = within(o.Secrets, g.Namespace)
 	in.ConfigMaps = within(o.ConfigMaps, g.Namespace)

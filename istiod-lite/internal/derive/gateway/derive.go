@@ -12,6 +12,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/marrowmesh/marrow/internal/manifest"
+	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/ingress"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/kube"
 )
 
@@ -26,6 +27,8 @@ const (
 	RemoteController   = "istio.io/unmanaged-gateway"
 
 	managedValue   = "istio.io-mesh-controller"
+	managedIngress = "istio.io-gateway-controller"
+	addressType    = "networking.istio.io/address-type"
 	nameOverride   = "gateway.istio.io/name-override"
 	serviceType    = "networking.istio.io/service-type"
 	statusPort     = 15021
@@ -56,6 +59,10 @@ type Input struct {
 	Deployments     []*appsv1.Deployment
 	Services        []*corev1.Service
 	Pods            []*corev1.Pod
+	// Listeners are what derive/ingress decided about the listeners of Gateways of class istio; Insecure are those that let
+	// clients in whose certificate nobody could verify.
+	Listeners map[types.NamespacedName][]ingress.Listener
+	Insecure  map[types.NamespacedName]bool
 }
 
 // Output is what has to be written.
@@ -74,6 +81,8 @@ type rows struct {
 	deployments map[types.NamespacedName]*appsv1.Deployment
 	services    map[types.NamespacedName]*corev1.Service
 	pods        []*corev1.Pod
+	verdicts    map[types.NamespacedName][]ingress.Listener
+	insecure    map[types.NamespacedName]bool
 }
 
 // Derive computes what every Gateway of this control plane needs.
@@ -85,6 +94,8 @@ func Derive(in Input) Output {
 		deployments: byName(in.Deployments),
 		services:    byName(in.Services),
 		pods:        in.Pods,
+		verdicts:    in.Listeners,
+		insecure:    in.Insecure,
 	}
 	for _, c := range in.Classes {
 		r.classes[c.Name] = c
@@ -131,11 +142,7 @@ func (r *rows) gateway(g *gatewayv1.Gateway) ([]manifest.Object, *gatewayv1.Gate
 	case RemoteClass:
 		return nil, r.unmanaged(g, "the gateway runs in another network or is deployed by hand")
 	case IngressClass:
-		s := newStatus(g)
-		s.set(gatewayv1.GatewayConditionAccepted, false, string(gatewayv1.GatewayReasonPending),
-			"gateways of class istio are not deployed by this control plane; use class istio-waypoint")
-		s.set(gatewayv1.GatewayConditionProgrammed, false, string(gatewayv1.GatewayReasonPending), "not deployed")
-		return nil, s.done()
+		return r.ingress(g)
 	}
 	return nil, nil
 }

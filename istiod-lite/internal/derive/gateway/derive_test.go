@@ -247,8 +247,8 @@ func TestIneligible(t *testing.T) {
 			"False InvalidParameters", "False Invalid", 0, false,
 		},
 		"ingress": {
-			"{gatewayClassName: istio, listeners: [{name: x, port: 80, protocol: HTTP}]}",
-			"False Pending", "False Pending", 0, false,
+			"{gatewayClassName: istio, infrastructure: {parametersRef: {group: \"\", kind: ConfigMap, name: c}}, listeners: [{name: x, port: 80, protocol: HTTP}]}",
+			"False InvalidParameters", "False Invalid", 0, false,
 		},
 		"remote": {
 			"{gatewayClassName: istio-remote, addresses: [{value: 192.0.2.1}], listeners: [{name: x, port: 15008, protocol: HBONE}]}",

@@ -48,7 +48,7 @@ func (p plan) container() corev1.Container {
 		Name:  containerName,
 		Image: p.Image,
 		Args: []string{
-			"proxy", "waypoint", "--domain", "$(POD_NAMESPACE).svc." + p.ClusterDomain,
+			"proxy", p.role(), "--domain", "$(POD_NAMESPACE).svc." + p.ClusterDomain,
 			"--serviceCluster", p.account + ".$(POD_NAMESPACE)",
 		},
 		Env: p.env(),

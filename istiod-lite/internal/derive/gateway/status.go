@@ -124,7 +124,9 @@ func (p plan) programmed(s *statusBuilder) {
 	default:
 		var at []string
 		for _, a := range s.status.Addresses {
-			at = append(at, fmt.Sprintf("%s:%d", a.Value, kube.HBONEPort))
+			for _, port := range p.reachable() {
+				at = append(at, fmt.Sprintf("%s:%d", a.Value, port))
+			}
 		}
 		s.set(gatewayv1.GatewayConditionProgrammed, true, string(gatewayv1.GatewayReasonProgrammed),
 			"Resource programmed, reachable at "+strings.Join(at, ", "))

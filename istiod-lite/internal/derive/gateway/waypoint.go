@@ -22,6 +22,8 @@ type plan struct {
 	g       *gatewayv1.Gateway
 	name    string // of the Deployment and the Service
 	account string
+	// edge is a gateway at the mesh's border and not a waypoint.
+	edge bool
 }
 
 func (r *rows) waypoint(g *gatewayv1.Gateway) ([]manifest.Object, *gatewayv1.GatewayStatus) {
@@ -117,6 +119,9 @@ func (p plan) labels() map[string]string {
 	}
 	out[kube.LabelGatewayName] = p.g.Name
 	out[kube.LabelManaged] = managedValue
+	if p.edge {
+		out[kube.LabelManaged] = managedIngress
+	}
 	out["gateway.networking.k8s.io/gateway-class-name"] = string(p.g.Spec.GatewayClassName)
 	return out
 }
@@ -139,7 +144,7 @@ func (p plan) annotations() map[string]string {
 	for k, v := range p.g.Annotations {
 		// What says how the Gateway is deployed, and what kubectl remembers of it, is not the pods' business.
 		switch k {
-		case nameOverride, kube.AnnotationGatewayServiceAccount, serviceType, "kubectl.kubernetes.io/last-applied-configuration":
+		case nameOverride, kube.AnnotationGatewayServiceAccount, serviceType, addressType, "kubectl.kubernetes.io/last-applied-configuration":
 		default:
 			out[k] = v
 		}
@@ -182,8 +187,11 @@ func (p plan) service(stored *corev1.Service) *corev1.Service {
 		dual := corev1.IPFamilyPolicyPreferDualStack
 		out.Spec.IPFamilyPolicy = &dual
 	}
-	out.Annotations = over(out.Annotations, map[string]string{kube.AnnotationTrafficDistribution: "PreferClose"})
-	out.Spec.Type = corev1.ServiceTypeClusterIP
+	out.Spec.Type = corev1.ServiceTypeLoadBalancer
+	if !p.edge {
+		out.Annotations = over(out.Annotations, map[string]string{kube.AnnotationTrafficDistribution: "PreferClose"})
+		out.Spec.Type = corev1.ServiceTypeClusterIP
+	}
 	if v := p.g.Annotations[serviceType]; v != "" {
 		out.Spec.Type = corev1.ServiceType(v)
 	}
@@ -208,10 +216,14 @@ func (p plan) ports(stored []corev1.ServicePort) []corev1.ServicePort {
 			break
 		}
 	}
-	out = append(out, corev1.ServicePort{
-		Name: name, Port: kube.HBONEPort, Protocol: corev1.ProtocolTCP, AppProtocol: &hbone,
-		TargetPort: intstr.FromInt32(kube.HBONEPort),
-	})
+	if p.edge {
+		out = append(out, p.edgePorts()...)
+	} else {
+		out = append(out, corev1.ServicePort{
+			Name: name, Port: kube.HBONEPort, Protocol: corev1.ProtocolTCP, AppProtocol: &hbone,
+			TargetPort: intstr.FromInt32(kube.HBONEPort),
+		})
+	}
 	for i := range out {
 		for _, s := range stored {
 			if s.Port == out[i].Port {
@@ -252,6 +264,9 @@ func (p plan) addresses() []gatewayv1.GatewayStatusAddress {
 	}
 	if len(out) == 0 {
 		return p.g.Status.Addresses
+	}
+	if p.edge {
+		return p.edgeAddresses(service, out)
 	}
 	host := gatewayv1.GatewayStatusAddress{Type: &hostType, Value: kube.Hostname(p.name, p.g.Namespace, p.ClusterDomain)}
 	return append([]gatewayv1.GatewayStatusAddress{host}, out...)

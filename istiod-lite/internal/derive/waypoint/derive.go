@@ -61,11 +61,17 @@ type derivation struct {
 	findings map[Finding]bool
 	policies []*compiledPolicy
 	extra    map[string]*clusterv3.Cluster // that are no service's
+	// gatewayNames are what VirtualServices call the gateway whose routes are being made.
+	gatewayNames []string
 }
 
 // Derive computes one waypoint's resources. Same input, same bytes, whatever the order of the rows.
 func Derive(in Input) (Resources, []Finding) {
 	d := newDerivation(in)
+	if in.Edge != nil {
+		out := d.deriveEdge()
+		return out, d.sortedFindings()
+	}
 	out := Resources{
 		Listeners: map[string]*listenerv3.Listener{
 			ConnectTerminate: connectTerminate(d.in.Mesh),

@@ -29,6 +29,10 @@ func (d *derivation) assignment(name string, want clusterWant) *endpointv3.Clust
 	if want.subset != "" {
 		labels = rules.subset(want.subset).GetLabels()
 	}
+	if hop := d.ingressWaypoint(want); hop != nil {
+		out.Endpoints = hop
+		return out
+	}
 	near := d.nearness(want.service, policy)
 	// Below a panic threshold every endpoint is tried; one that says it is not ready must not be among them.
 	readyOnly := policy.GetOutlierDetection().GetMinHealthPercent() > 0

@@ -151,7 +151,7 @@ func (d *derivation) backendHost(ref gatewayv1.BackendObjectReference, namespace
 
 // gatewayBackend resolves one weighted reference; a broken one keeps its share of the traffic and answers 500.
 func (d *derivation) gatewayBackend(owner routeOwner, ref gatewayv1.BackendRef, requestPort uint32) backend {
-	host, port, reason, message := d.backendHost(ref.BackendObjectReference, owner.namespace)
+	host, port, reason, message := d.permittedHost(owner, ref.BackendObjectReference)
 	b := backend{cluster: UnknownService}
 	if reason == "" {
 		b = d.backendFor(host, "", port, requestPort, true)

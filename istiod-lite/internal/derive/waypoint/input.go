@@ -43,7 +43,14 @@ type Input struct {
 	ConfigMaps       []*corev1.ConfigMap // of the waypoint's namespace
 	Policies         []*securityv1.AuthorizationPolicy
 	Authentications  []*securityv1.RequestAuthentication
-	RateLimits       []*policy.RateLimitPolicy
+	Additions
+}
+
+// Additions are what Istio's own waypoints do not have.
+type Additions struct {
+	RateLimits []*policy.RateLimitPolicy
+	// Edge makes the proxy a gateway at the mesh's border instead of a waypoint; nil is a waypoint.
+	Edge *Edge
 }
 
 // Mesh holds what is the same for every waypoint.
@@ -95,6 +102,9 @@ type Service struct {
 	Endpoints []Endpoint
 	// Prefer are labels of place; endpoints that have more of them, from the first on, in common with the waypoint are preferred.
 	Prefer []string
+	// Waypoint are the pods of the waypoint through which gateways have to go (istio.io/ingress-use-waypoint), with their
+	// own port; nil is straight to the endpoints. Empty and not nil is a waypoint without pods, which nothing goes around.
+	Waypoint []Endpoint
 	// Bound says that the service's traffic passes this waypoint.
 	Bound bool
 }

@@ -57,7 +57,7 @@ func targetsOf(p *securityv1.AuthorizationPolicy) []*typeapi.PolicyTargetReferen
 func (d *derivation) compilePolicies() []*compiledPolicy {
 	var out []*compiledPolicy
 	for _, p := range d.in.Policies {
-		if len(targetsOf(p)) == 0 {
+		if len(targetsOf(p)) == 0 && !d.selectsEdge(p) {
 			continue // without a target it belongs to the node proxies
 		}
 		out = append(out, d.compilePolicy(p))
@@ -120,7 +120,7 @@ type policySet []*compiledPolicy
 func (d *derivation) policiesFor(s *Service) policySet {
 	var out policySet
 	for _, c := range d.policies {
-		if slices.ContainsFunc(targetsOf(c.object), func(ref *typeapi.PolicyTargetReference) bool {
+		if d.selectsEdge(c.object) || slices.ContainsFunc(targetsOf(c.object), func(ref *typeapi.PolicyTargetReference) bool {
 			return d.targets(ref, c.object.Namespace, s)
 		}) {
 			out = append(out, c)
@@ -141,7 +141,7 @@ func (d *derivation) targets(ref *typeapi.PolicyTargetReference, namespace strin
 	case group == "gateway.networking.k8s.io" && ref.GetKind() == "Gateway":
 		return namespace == d.in.Gateway.Namespace && ref.GetName() == d.in.Gateway.Name
 	case group == "gateway.networking.k8s.io" && ref.GetKind() == "GatewayClass":
-		return namespace == d.in.Mesh.RootNamespace && ref.GetName() == waypointClass
+		return d.in.Edge == nil && namespace == d.in.Mesh.RootNamespace && ref.GetName() == waypointClass
 	case s == nil:
 		return false
 	}

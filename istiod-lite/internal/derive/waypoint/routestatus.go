@@ -24,6 +24,17 @@ type RouteRows struct {
 	GRPCRoutes     []*gatewayv1.GRPCRoute
 	TLSRoutes      []*gatewayv1.TLSRoute
 	TCPRoutes      []*gatewayv1.TCPRoute
+	// Gateways are the verdicts of gateways at the border on routes that name them as parents.
+	Gateways map[manifest.Key][]GatewayParent
+	// Permitted is as in Edge.
+	Permitted func(kind, namespace, toNamespace, service string) bool
+}
+
+// GatewayParent is what a gateway says of a route.
+type GatewayParent struct {
+	Ref             gatewayv1.ParentReference
+	OK              bool
+	Reason, Message string
 }
 
 // RouteStatuses says of each route that has a Service or ServiceEntry as parent whether it is accepted there and whether
@@ -33,7 +44,7 @@ func RouteStatuses(in RouteRows) map[manifest.Key]gatewayv1.RouteStatus {
 	services := routeServices(in)
 	out := map[manifest.Key]gatewayv1.RouteStatus{}
 	judge := func(r manifest.Object, spec gatewayv1.CommonRouteSpec, old gatewayv1.RouteStatus, translate func(*derivation)) {
-		if s, ours := routeStatus(in.Mesh, services, r, spec, old, translate); ours {
+		if s, ours := routeStatus(in, services, r, spec, old, translate); ours {
 			out[manifest.KeyOf(r)] = s
 		}
 	}
@@ -90,19 +101,20 @@ func routeServices(in RouteRows) []Service {
 	return out
 }
 
-func routeStatus(m Mesh, services []Service, r metav1.Object, spec gatewayv1.CommonRouteSpec, old gatewayv1.RouteStatus,
+func routeStatus(in RouteRows, services []Service, r manifest.Object, spec gatewayv1.CommonRouteSpec, old gatewayv1.RouteStatus,
 	translate func(*derivation),
 ) (gatewayv1.RouteStatus, bool) {
 	out := gatewayv1.RouteStatus{Parents: slices.DeleteFunc(slices.Clone(old.Parents), func(p gatewayv1.RouteParentStatus) bool {
 		return p.ControllerName == RouteController
 	})}
 	stale := len(out.Parents) != len(old.Parents)
-	accepted, resolved := routeFindings(m, services, translate)
+	accepted, resolved := routeFindings(Input{Mesh: in.Mesh, Services: services}, translate)
 	mine := false
 	for _, ref := range spec.ParentRefs {
 		group, kind := parentKind(ref)
-		if group != serviceGroup(kind) || kind != "Service" && kind != "ServiceEntry" {
-			continue // a Gateway's affair
+		border := in.gatewayParent(r, ref)
+		if border == nil && (group != serviceGroup(kind) || kind != "Service" && kind != "ServiceEntry") {
+			continue // somebody else's affair
 		}
 		mine = true
 		entry := gatewayv1.RouteParentStatus{ParentRef: ref, ControllerName: RouteController}
@@ -111,12 +123,17 @@ func routeStatus(m Mesh, services []Service, r metav1.Object, spec gatewayv1.Com
 				entry.Conditions = slices.Clone(p.Conditions)
 			}
 		}
-		verdict := accepted
-		if problem := parentProblem(services, ref, r.GetNamespace()); problem != "" {
+		verdict, references := accepted, resolved
+		if border != nil {
+			edge := Input{Mesh: in.Mesh, Services: services, Edge: &Edge{Permitted: in.Permitted}}
+			verdict, references = routeFindings(edge, translate)
+			if !border.OK {
+				verdict = metav1.Condition{Status: metav1.ConditionFalse, Reason: border.Reason, Message: border.Message}
+			}
+		} else if problem := parentProblem(services, ref, r.GetNamespace()); problem != "" {
 			verdict = metav1.Condition{Status: metav1.ConditionFalse, Reason: string(gatewayv1.RouteReasonNoMatchingParent), Message: problem}
 		}
 		verdict.Type = string(gatewayv1.RouteConditionAccepted)
-		references := resolved
 		references.Type = string(gatewayv1.RouteConditionResolvedRefs)
 		for _, c := range []metav1.Condition{verdict, references} {
 			c.ObservedGeneration = r.GetGeneration()
@@ -127,9 +144,18 @@ func routeStatus(m Mesh, services []Service, r metav1.Object, spec gatewayv1.Com
 	return out, mine || stale
 }
 
+func (in RouteRows) gatewayParent(r manifest.Object, ref gatewayv1.ParentReference) *GatewayParent {
+	for _, p := range in.Gateways[manifest.KeyOf(r)] {
+		if sameParent(p.Ref, ref) {
+			return &p
+		}
+	}
+	return nil
+}
+
 // routeFindings translates the route beside a waypoint of its own and sorts what there is to say into the two conditions.
-func routeFindings(m Mesh, services []Service, translate func(*derivation)) (accepted, resolved metav1.Condition) {
-	d := newDerivation(Input{Mesh: m, Services: services})
+func routeFindings(in Input, translate func(*derivation)) (accepted, resolved metav1.Condition) {
+	d := newDerivation(in)
 	translate(d)
 	accepted = metav1.Condition{
 		Status: metav1.ConditionTrue, Reason: string(gatewayv1.RouteReasonAccepted), Message: "Route was valid",

@@ -78,7 +78,7 @@ func orNobody(out []tcpTarget) []tcpTarget {
 
 // gatewayStream resolves a reference for bytes.
 func (d *derivation) gatewayStream(owner routeOwner, ref gatewayv1.BackendRef, requestPort uint32) backend {
-	host, port, reason, message := d.backendHost(ref.BackendObjectReference, owner.namespace)
+	host, port, reason, message := d.permittedHost(owner, ref.BackendObjectReference)
 	b := backend{cluster: UnknownService}
 	if reason == "" {
 		b = d.backendFor(host, "", port, requestPort, false)

@@ -47,7 +47,7 @@ func (d *derivation) tokenRules(s *Service) []tokenRule {
 		if one := o.Spec.GetTargetRef(); len(refs) == 0 && one != nil {
 			refs = []*typeapi.PolicyTargetReference{one}
 		}
-		if !slices.ContainsFunc(refs, func(ref *typeapi.PolicyTargetReference) bool { return d.targets(ref, o.Namespace, s) }) {
+		if !slices.ContainsFunc(refs, func(ref *typeapi.PolicyTargetReference) bool { return d.targets(ref, o.Namespace, s) }) && !d.tokensAtEdge(o) {
 			continue
 		}
 		for i, r := range o.Spec.GetJwtRules() {

@@ -41,11 +41,7 @@ func (d *derivation) istioRoutes(s *Service, p Port) []*routev3.Route {
 	var out []*routev3.Route
 	for _, v := range d.virtualServices(s) {
 		for i, rule := range d.httpRules(v) {
-			routes, err := d.istioRule(v, rule, p)
-			if err != nil {
-				d.report("VirtualService", v.Namespace, v.Name, reasonInvalid, fmt.Sprintf("http[%d]: %v", i, err))
-			}
-			out = append(out, routes...)
+			out = append(out, d.reportedRule(v, rule, i, p)...)
 		}
 	}
 	return out
@@ -61,7 +57,7 @@ func (d *derivation) istioRule(v *networkingv1.VirtualService, rule *networkinga
 	var out []*routev3.Route
 	var problem error
 	for i, m := range matches {
-		if !d.matchHolds(m, p) {
+		if !d.matchHolds(v, m, p) {
 			continue
 		}
 		match, err := istioMatch(m)
@@ -88,13 +84,13 @@ func matchName(rule *networkingapi.HTTPRoute, m *networkingapi.HTTPMatchRequest)
 }
 
 // matchHolds decides the conditions that are known before any request.
-func (d *derivation) matchHolds(m *networkingapi.HTTPMatchRequest, p Port) bool {
+func (d *derivation) matchHolds(v *networkingv1.VirtualService, m *networkingapi.HTTPMatchRequest, p Port) bool {
 	switch {
-	case len(m.GetSourceLabels()) > 0: // a waypoint is not the client's proxy and has not its labels
+	case !d.fromHere(m.GetSourceLabels()): // a waypoint is not the client's proxy and has not its labels
 		return false
 	case m.GetPort() != 0 && m.GetPort() != p.Number:
 		return false
-	case len(m.GetGateways()) > 0 && !slices.Contains(m.GetGateways(), meshGateway):
+	case len(m.GetGateways()) > 0 && !d.countsAs(m.GetGateways(), v.Namespace):
 		return false
 	}
 	return m.GetSourceNamespace() == "" || m.GetSourceNamespace() == d.in.Gateway.Namespace
