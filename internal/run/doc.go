@@ -15,6 +15,8 @@
 //   - readiness can be taken back (TestReadyUndo);
 //   - memory of a burst goes back to the system soon after
 //     (TestLeanGivesBack);
+//   - a small program that allocates much collects its garbage seldom
+//     (TestCollect);
 //   - as few threads run Go code as the work needs (TestWidth).
 //
 // Neighbours: every app composes with it, every driver starts its goroutines

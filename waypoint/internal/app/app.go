@@ -46,7 +46,7 @@ type Deps struct {
 	Dial   upstream.DialFunc
 	Listen func(ctx context.Context, port uint16) (net.Listener, error) // for tunnels
 	XDS    func(ctx context.Context) (*grpc.ClientConn, error)          // nil = by the configuration
-	// Threads is how many may run Go code at most; 0 = as the runtime has it, and memory is not given back early either.
+	// Threads is how many may run Go code at most; 0 = that and memory are the runtime's to decide.
 	Threads int
 	Env     func(name string) (string, bool) // variables that configuration names; nil = none
 	// Router is a gateway at the mesh's border: it has listeners of its own and ends no tunnels.
@@ -54,6 +54,9 @@ type Deps struct {
 	// Bound is told the address of the tunnels' listener.
 	Bound func(net.Addr)
 }
+
+// garbage is how much requests may leave behind between two collections, if the configuration is smaller than that.
+const garbage = 24 << 20
 
 // leanEvery is how often memory that a burst has left behind is given back.
 const leanEvery = 10 * time.Second
@@ -90,6 +93,7 @@ func Run(ctx context.Context, cfg *config.Config, deps Deps) error {
 	serving.Go("spans", w.spans.Run) // it ends while the ways to collectors are still there
 	if deps.Threads > 0 {
 		serving.Go("width", func(ctx context.Context) error { return run.Width(ctx, deps.Threads) })
+		serving.Go("collect", func(ctx context.Context) error { return run.Collect(ctx, garbage) })
 		serving.Go("lean", func(ctx context.Context) error { return run.Lean(ctx, leanEvery) })
 	}
 	err = w.serve(ctx, serving)

@@ -349,7 +349,8 @@ func (x *exchange) answer() (*http.Response, error) {
 			resp.Body = x.switched()
 			return resp, nil
 		case resp.StatusCode >= 200:
-			return resp, x.body(resp)
+			x.body(resp)
+			return resp, nil
 		case n == maxInformal:
 			return nil, errors.New("malformed HTTP response: too many informational answers")
 		case resp.StatusCode == http.StatusContinue && x.go100 != nil:
@@ -366,13 +367,12 @@ func (x *exchange) answer() (*http.Response, error) {
 
 // body hands the connection over to the answer's body, or gives it back where
 // there is none.
-func (x *exchange) body(resp *http.Response) error {
+func (x *exchange) body(resp *http.Response) {
 	if resp.Body == http.NoBody {
 		x.end(resp, true)
-		return nil
+		return
 	}
 	resp.Body = &answerBody{ReadCloser: resp.Body, x: x, resp: resp}
-	return nil
 }
 
 // end is called once, when the answer was read (whole) or given up.

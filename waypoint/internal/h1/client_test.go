@@ -121,7 +121,7 @@ func TestStaleConnection(t *testing.T) {
 		e := <-b.ends
 		if told { // it is not even tried
 			for b.idle() != 0 {
-				time.Sleep(time.Millisecond) //nolint:forbidigo // the news is on its way
+				time.Sleep(time.Millisecond) // the news is on its way
 			}
 		} else {
 			_ = e

@@ -2,7 +2,6 @@ package h1
 
 import (
 	"errors"
-	"fmt"
 	"net/http"
 	"net/textproto"
 	"net/url"
@@ -20,9 +19,7 @@ type statusError struct {
 
 func (e *statusError) Error() string { return e.text }
 
-func bad(format string, args ...any) error {
-	return &statusError{http.StatusBadRequest, fmt.Sprintf(format, args...)}
-}
+func bad(text string) error { return &statusError{http.StatusBadRequest, text} }
 
 // maxFields is how many header lines a request may have.
 const maxFields = 1000
@@ -166,9 +163,9 @@ func frame(req *http.Request) error {
 	for _, v := range announced {
 		for name := range strings.SplitSeq(v, ",") {
 			name = http.CanonicalHeaderKey(strings.Trim(name, " \t"))
-			switch {
-			case name == "":
-			case name == "Transfer-Encoding" || name == "Trailer" || name == "Content-Length":
+			switch name {
+			case "":
+			case "Transfer-Encoding", "Trailer", "Content-Length":
 				return bad("bad trailer key")
 			default:
 				if req.Trailer == nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -214,7 +215,7 @@ func (w *response) tell(done bool) {
 		out[len(w.sc.out)+len("HTTP/1.")] = '0'
 	}
 	for name, values := range w.header {
-		if name != "Connection" && !strings.HasPrefix(name, http.TrailerPrefix) && !contains(trailers, name) {
+		if name != "Connection" && !strings.HasPrefix(name, http.TrailerPrefix) && !slices.Contains(trailers, name) {
 			out = appendField(out, name, values)
 		}
 	}
@@ -250,15 +251,6 @@ func (w *response) trailers() (names []string) {
 		}
 	}
 	return names
-}
-
-func contains(names []string, name string) bool {
-	for _, n := range names {
-		if n == name {
-			return true
-		}
-	}
-	return false
 }
 
 // finish ends the answer when the handler has returned.

@@ -3,7 +3,6 @@ package telemetry
 import (
 	"context"
 	"io"
-	"strconv"
 	"sync"
 	"time"
 
@@ -51,6 +50,7 @@ type Telemetry struct {
 	messages [2]*prometheus.CounterVec // from and to the client
 	tcp      tcpSeries
 	limits   *prometheus.CounterVec
+	found    found
 
 	policies policySeries
 
@@ -132,14 +132,14 @@ func first(a, b string) string {
 
 // Request counts a finished request.
 func (t *Telemetry) Request(r *Request) {
-	l := append(labels(r.Source, r.Destination, r.Service, r.Protocol, r.Flags, r.Mutual), strconv.Itoa(r.Code), r.GRPC)
-	t.requests.WithLabelValues(l...).Inc()
-	t.duration.WithLabelValues(l...).Observe(float64(r.Duration) / float64(time.Millisecond))
-	t.received.WithLabelValues(l...).Observe(float64(r.Received))
-	t.sent.WithLabelValues(l...).Observe(float64(r.Sent))
+	s := t.seriesOf(r)
+	s.requests.Inc()
+	s.duration.Observe(float64(r.Duration) / float64(time.Millisecond))
+	s.received.Observe(float64(r.Received))
+	s.sent.Observe(float64(r.Sent))
 	if r.Protocol == "grpc" {
-		t.messages[0].WithLabelValues(l...).Add(float64(r.Asked))
-		t.messages[1].WithLabelValues(l...).Add(float64(r.Told))
+		s.messages[0].Add(float64(r.Asked))
+		s.messages[1].Add(float64(r.Told))
 	}
 }
 
