@@ -144,6 +144,11 @@ func compose(g *run.Group, cfg *config.Config, deps Deps, quit func()) (*waypoin
 	tunnels := upstream.NewTunnels(w.deps.Cert, tls, w.deps.Dial, hbone.Config{}, cfg.TunnelIdle, g)
 	g.Go("tunnels", tunnels.Prune)
 	w.ups = upstream.NewStore(tunnels, time.Now)
+	g.Go("names", func(ctx context.Context) error {
+		return w.ups.Resolve(ctx, func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		})
+	})
 	w.in = intake.New(w.ups, w.log.Named("intake"))
 	w.spans = spans.New(spans.Config{Upstreams: w.ups, Rand: rand.Uint64N, Log: w.log.Named("spans"), Registry: registry})
 	keys := jwks.New(jwks.Config{Via: w.keyWay, Group: g, Log: w.log.Named("jwks")})

@@ -35,6 +35,7 @@ type Config struct {
 	TLS            *TLS        // inside the connection; nil = plaintext
 	Proxy          uint8       // version of the PROXY protocol that is spoken first; 0 = none
 	Static         *Assignment // of a static cluster
+	Names          *Names      // to resolve; nil = the endpoints have addresses
 	Outside        *Outside    // of KindOutside
 }
 
@@ -59,6 +60,7 @@ const (
 	KindTunnel               // the dialled address, through a tunnel
 	KindDialled              // the dialled address, directly
 	KindPlumbing             // how Envoy's listeners are joined; nothing is ever sent there
+	KindNames                // what names mean at the moment
 	KindOutside              // a host outside the mesh, by name; for what the waypoint itself asks, never for requests
 )
 
@@ -109,7 +111,7 @@ func compile(p *clusterv3.Cluster) (*Config, error) {
 	if err := strict.Only(p, "name", "alt_stat_name", "type", "eds_cluster_config", "connect_timeout", "lb_policy", "load_assignment",
 		"common_lb_config", "circuit_breakers", "metadata", "typed_extension_protocol_options", "outlier_detection", "transport_socket",
 		"upstream_connection_options", "least_request_lb_config", "round_robin_lb_config", "ring_hash_lb_config", "maglev_lb_config",
-		"http2_protocol_options", "max_requests_per_connection", "cleanup_interval", "respect_dns_ttl",
+		"http2_protocol_options", "max_requests_per_connection", "dns_lookup_family", "dns_refresh_rate", "cleanup_interval", "respect_dns_ttl",
 		"per_connection_buffer_limit_bytes", "original_dst_lb_config"); err != nil {
 		return nil, err
 	}
@@ -122,7 +124,8 @@ func compile(p *clusterv3.Cluster) (*Config, error) {
 	if err := c.compileTransport(p.GetTransportSocket()); err != nil {
 		return nil, fmt.Errorf("transport_socket: %w", err)
 	}
-	if p.GetHttp2ProtocolOptions() != nil { //nolint:staticcheck // the older place of the same wish
+	c.Conns.MaxRequests = p.GetMaxRequestsPerConnection().GetValue() //nolint:staticcheck // the older place of the same wish
+	if p.GetHttp2ProtocolOptions() != nil {                          //nolint:staticcheck // the older place of the same wish
 		c.Protocol = HTTP2
 	}
 	if a := p.GetTypedExtensionProtocolOptions()[httpOptionsKey]; a != nil {
@@ -186,6 +189,8 @@ func (c *Config) compileKind(p *clusterv3.Cluster) error {
 		c.Kind, c.Static = KindStatic, a
 	case clusterv3.Cluster_ORIGINAL_DST:
 		c.Kind = KindDialled
+	case clusterv3.Cluster_STRICT_DNS, clusterv3.Cluster_LOGICAL_DNS:
+		return c.compileNames(p)
 	default:
 		return fmt.Errorf("type %v: %w", p.GetType(), strict.ErrUnsupported)
 	}
@@ -250,7 +255,9 @@ func (c *Config) compileHTTP(o *httpv3.HttpProtocolOptions) error {
 		c.Conns.Idle = t.AsDuration()
 	}
 	c.Conns.MaxAge = max(common.GetMaxConnectionDuration().AsDuration(), 0)
-	c.Conns.MaxRequests = common.GetMaxRequestsPerConnection().GetValue()
+	if n := common.GetMaxRequestsPerConnection(); n != nil {
+		c.Conns.MaxRequests = n.GetValue()
+	}
 	switch u := o.GetUpstreamProtocolOptions().(type) {
 	case nil:
 	case *httpv3.HttpProtocolOptions_ExplicitHttpConfig_:

@@ -109,7 +109,7 @@ func (c *Cluster) Pick(ch Choice) (*Host, error) {
 		return c.dialled(ch)
 	case KindPlumbing, KindOutside:
 		return nil, fmt.Errorf("cluster %q: %w", c.Config.Name, ErrNoHealthy)
-	case KindEDS, KindStatic:
+	case KindEDS, KindStatic, KindNames:
 	}
 	p := c.picture()
 	l := p.level(ch.Spent, func() uint32 {

@@ -15,6 +15,7 @@ type Store struct {
 	cur  atomic.Pointer[map[string]*Cluster]
 
 	secrets atomic.Pointer[map[string]Secret]
+	renamed chan struct{} // the clusters may have other names now
 
 	mu       sync.Mutex
 	clusters map[string]*Config
@@ -23,7 +24,7 @@ type Store struct {
 
 // NewStore makes an empty store whose connections are opened by open.
 func NewStore(open Opener, now func() time.Time) *Store {
-	s := &Store{open: open, now: now, clusters: map[string]*Config{}, given: map[string]*Assignment{}}
+	s := &Store{open: open, now: now, renamed: make(chan struct{}, 1), clusters: map[string]*Config{}, given: map[string]*Assignment{}}
 	s.cur.Store(&map[string]*Cluster{})
 	s.secrets.Store(&map[string]Secret{})
 	return s
@@ -71,18 +72,26 @@ func (s *Store) ApplyClusters(up []*Config, removed []string) (endpoints []strin
 	for _, name := range removed {
 		delete(s.clusters, name)
 	}
+	named := map[string]bool{}
 	for _, c := range s.clusters {
 		if c.Kind == KindEDS {
 			endpoints = append(endpoints, c.EDSName)
+		}
+		if c.Kind == KindNames {
+			named[c.EDSName] = true
 		}
 	}
 	slices.Sort(endpoints)
 	endpoints = slices.Compact(endpoints)
 	maps.DeleteFunc(s.given, func(name string, _ *Assignment) bool {
 		_, used := slices.BinarySearch(endpoints, name)
-		return !used
+		return !used && !named[name]
 	})
 	s.publish()
+	select {
+	case s.renamed <- struct{}{}:
+	default: // it will look again anyway
+	}
 	return endpoints
 }
 
@@ -106,7 +115,7 @@ func (s *Store) publish() {
 	for name, cfg := range s.clusters {
 		old := last[name]
 		list := cfg.Static
-		if cfg.Kind == KindEDS {
+		if cfg.Kind == KindEDS || cfg.Kind == KindNames {
 			list = s.given[cfg.EDSName]
 		}
 		if old != nil && old.Config == cfg && old.list == list {
@@ -148,7 +157,7 @@ func (s *Store) build(cfg *Config, list *Assignment, old *Cluster) *Cluster {
 			c.Hosts = append(c.Hosts, h)
 		}
 	}
-	if list != nil || cfg.Kind != KindEDS {
+	if list != nil || cfg.Kind != KindEDS && cfg.Kind != KindNames {
 		select {
 		case <-c.warm:
 		default:

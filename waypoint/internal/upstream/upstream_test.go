@@ -187,7 +187,7 @@ func TestUnsupportedClustersAreRefused(t *testing.T) {
 	}
 	bad := map[string]*clusterv3.Cluster{
 		"renegotiation":   {TransportSocket: &corev3.TransportSocket{ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: renegotiating}}},
-		"DNS":             {ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}},
+		"custom type":     {ClusterDiscoveryType: &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{Name: "x"}}},
 		"health checks":   {HealthChecks: []*corev3.HealthCheck{{}}},
 		"subset balancer": {LbSubsetConfig: &clusterv3.Cluster_LbSubsetConfig{}},
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	networkingapi "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -74,6 +75,7 @@ type serviceMeta struct {
 	kind, name string
 	created    time.Time
 	ports      map[uint32]waypoint.Port
+	resolution waypoint.Resolution
 }
 
 func newJoin(w World) *join {
@@ -121,11 +123,27 @@ func ofService(s *corev1.Service) serviceMeta {
 }
 
 func ofEntry(e *networkingv1.ServiceEntry) serviceMeta {
-	m := serviceMeta{kind: "ServiceEntry", name: e.Name, created: e.CreationTimestamp.Time, ports: map[uint32]waypoint.Port{}}
+	m := serviceMeta{
+		kind: "ServiceEntry", name: e.Name, created: e.CreationTimestamp.Time, ports: map[uint32]waypoint.Port{},
+		resolution: resolution(e.Spec.GetResolution()),
+	}
 	for _, p := range e.Spec.GetPorts() {
 		m.ports[p.GetNumber()] = waypoint.Port{Number: p.GetNumber(), Name: p.GetName(), Protocol: protocol(kube.ParseProtocol(p.GetProtocol()))}
 	}
 	return m
+}
+
+func resolution(r networkingapi.ServiceEntry_Resolution) waypoint.Resolution {
+	switch r {
+	case networkingapi.ServiceEntry_DNS:
+		return waypoint.DNS
+	case networkingapi.ServiceEntry_DNS_ROUND_ROBIN:
+		return waypoint.OneByDNS
+	case networkingapi.ServiceEntry_NONE:
+		return waypoint.Dialled
+	case networkingapi.ServiceEntry_STATIC, networkingapi.ServiceEntry_DYNAMIC_DNS:
+	}
+	return waypoint.Listed
 }
 
 // protocol says how a waypoint treats a declared protocol.
@@ -163,7 +181,7 @@ func (j *join) workload(w *workload.Workload) waypoint.Workload {
 		UID: w.GetUid(), Namespace: w.GetNamespace(), Name: w.GetWorkloadName(), HBONE: w.GetTunnelProtocol() == workload.TunnelProtocol_HBONE,
 		ServiceAccount: w.GetServiceAccount(), TrustDomain: w.GetTrustDomain(), CanonicalName: w.GetCanonicalName(), CanonicalRevision: w.GetCanonicalRevision(),
 		Region: w.GetLocality().GetRegion(), Zone: w.GetLocality().GetZone(), Subzone: w.GetLocality().GetSubzone(),
-		Network: w.GetNetwork(), Node: w.GetNode(),
+		Network: w.GetNetwork(), Node: w.GetNode(), Hostname: w.GetHostname(),
 	}
 	if out.TrustDomain == "" {
 		out.TrustDomain = j.w.Mesh.TrustDomain
@@ -279,6 +297,7 @@ func (j *join) service(s *workload.Service, bound bool) waypoint.Service {
 	out := waypoint.Service{
 		Kind: m.kind, Namespace: s.GetNamespace(), Name: m.name, Hostname: s.GetHostname(), Created: m.created,
 		Endpoints: slices.Clone(j.endpoints[key]), Bound: bound, Prefer: preferred(s.GetLoadBalancing()),
+		Resolution: m.resolution,
 	}
 	for _, a := range s.GetAddresses() {
 		if a.Length != nil && a.GetLength() < uint32(8*len(a.GetAddress())) {

@@ -96,7 +96,7 @@ func (d *derivation) serviceCluster(name string, want clusterWant) *clusterv3.Cl
 	s := want.service
 	rules := d.rules.forService(s)
 	policy := rules.policy(want.port.Number, want.subset)
-	d.unsupported(rules, policy)
+	d.unsupported(rules, policy, s.Resolution == Dialled)
 	c := &clusterv3.Cluster{
 		Name:                 name,
 		AltStatName:          name + ";",
@@ -118,7 +118,8 @@ func (d *derivation) serviceCluster(name string, want clusterWant) *clusterv3.Cl
 		c.TypedExtensionProtocolOptions = httpOptions(o)
 	}
 	applyBalancer(c, policy.GetLoadBalancer())
-	if near := d.nearness(s, policy); near.active {
+	d.discover(c, want)
+	if near := d.nearness(s, policy); near.active && s.Resolution != Dialled {
 		c.CommonLbConfig.LocalityConfigSpecifier = &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig_{
 			LocalityWeightedLbConfig: &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig{},
 		}
@@ -128,9 +129,27 @@ func (d *derivation) serviceCluster(name string, want clusterWant) *clusterv3.Cl
 	return c
 }
 
+// discover says how the cluster's endpoints are found, where that is not by a list of their own.
+func (d *derivation) discover(c *clusterv3.Cluster, want clusterWant) {
+	s := want.service
+	switch {
+	case s.byName():
+		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
+		c.EdsClusterConfig, c.LoadAssignment = nil, d.assignment(c.GetName(), want)
+		// Envoy wants exactly one endpoint of a cluster that goes where one name leads at the moment.
+		if groups := c.GetLoadAssignment().GetEndpoints(); s.Resolution == OneByDNS && len(groups) == 1 && len(groups[0].GetLbEndpoints()) == 1 {
+			c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_LOGICAL_DNS}
+		}
+		c.DnsLookupFamily = clusterv3.Cluster_V4_PREFERRED
+	case s.Resolution == Dialled:
+		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_ORIGINAL_DST}
+		c.EdsClusterConfig, c.LbPolicy, c.LbConfig = nil, clusterv3.Cluster_CLUSTER_PROVIDED, nil
+	}
+}
+
 // unsupported reports what a DestinationRule asks for in vain.
-func (d *derivation) unsupported(rules *destination, policy *networkingapi.TrafficPolicy) {
-	if policy.GetLoadBalancer().GetSimple() == networkingapi.LoadBalancerSettings_PASSTHROUGH {
+func (d *derivation) unsupported(rules *destination, policy *networkingapi.TrafficPolicy, dialled bool) {
+	if !dialled && policy.GetLoadBalancer().GetSimple() == networkingapi.LoadBalancerSettings_PASSTHROUGH {
 		d.ruleProblem(rules, "loadBalancer.simple PASSTHROUGH is for services of resolution NONE; requests are balanced")
 	}
 	if policy.GetTunnel() != nil {

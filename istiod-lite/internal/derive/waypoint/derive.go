@@ -84,7 +84,9 @@ func Derive(in Input) (Resources, []Finding) {
 	}
 	for name, want := range d.wanted {
 		out.Clusters[name] = d.serviceCluster(name, want)
-		out.Endpoints[name] = d.assignment(name, want)
+		if want.service.Resolution == Listed {
+			out.Endpoints[name] = d.assignment(name, want)
+		}
 	}
 	out.Secrets = d.secrets
 	maps.Copy(out.Clusters, d.outside)

@@ -124,7 +124,8 @@
 // (SDS default and ROOTCA, URI SAN prefix of the trust domain, ALPN h2, TLS 1.3), HTTP/2 with CONNECT.
 //
 // Service clusters: `inbound-vip|<service port>|<http or tcp>[/<subset>]|<host>` for services bound to this waypoint,
-// `outbound|<service port>|<subset>|<host>` for other services that a route sends to. Type EDS; metadata istio:{services:
+// `outbound|<service port>|<subset>|<host>` for other services that a route sends to. Type EDS (STRICT_DNS, LOGICAL_DNS or
+// ORIGINAL_DST for ServiceEntries that say so); metadata istio:{services:
 // [{host, name, namespace}], subset}; lb_policy with least_request, round_robin, random, ring_hash or maglev config;
 // circuit_breakers, outlier_detection, connect_timeout, upstream HTTP options in
 // typed_extension_protocol_options["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"] (explicit http2 | explicit

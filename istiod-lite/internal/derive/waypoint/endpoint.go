@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -39,7 +40,7 @@ func (d *derivation) assignment(name string, want clusterWant) *endpointv3.Clust
 	groups := map[groupKey]*group{}
 	for i := range want.service.Endpoints {
 		e := &want.service.Endpoints[i]
-		if _, served := e.Targets[want.port.Number]; !served || len(e.Addresses) == 0 || !hasLabels(e.Labels, labels) || readyOnly && !e.Healthy {
+		if _, served := e.Targets[want.port.Number]; !served || !reachable(e, want.service) || !hasLabels(e.Labels, labels) || readyOnly && !e.Healthy {
 			continue
 		}
 		key := groupKey{locality{e.Region, e.Zone, e.Subzone}, d.priority(&near, e)}
@@ -63,6 +64,13 @@ func (d *derivation) assignment(name string, want clusterWant) *endpointv3.Clust
 	return out
 }
 
+// reachable says that the endpoint has an address, or a name where names are resolved.
+func reachable(e *Endpoint, s *Service) bool {
+	return len(e.Addresses) > 0 || e.Hostname != "" && !strings.Contains(e.Hostname, "*") && s.byName()
+}
+
+func (s *Service) byName() bool { return s.Resolution == DNS || s.Resolution == OneByDNS }
+
 // maxWeight is what Envoy allows a priority's localities together; a mesh with more endpoints than that does not exist.
 const maxWeight = 1 << 24
 
@@ -71,7 +79,7 @@ func sortedGroups(by map[groupKey]*group, near *nearness, own Place) []*group {
 	slices.SortFunc(groups, func(a, b *group) int { return cmp.Or(cmp.Compare(a.priority, b.priority), a.at.compare(b.at)) })
 	for _, g := range groups {
 		slices.SortFunc(g.endpoints, func(a, b *Endpoint) int {
-			return cmp.Or(firstAddress(*a).Compare(firstAddress(*b)), cmp.Compare(a.UID, b.UID))
+			return cmp.Or(firstAddress(*a).Compare(firstAddress(*b)), cmp.Compare(a.Hostname, b.Hostname), cmp.Compare(a.UID, b.UID))
 		})
 	}
 	groups = near.distributed(own, groups)
@@ -80,6 +88,12 @@ func sortedGroups(by map[groupKey]*group, near *nearness, own Place) []*group {
 }
 
 func (d *derivation) endpoint(e *Endpoint, target uint32) *endpointv3.LbEndpoint {
+	if len(e.Addresses) == 0 {
+		return &endpointv3.LbEndpoint{
+			HostIdentifier:      &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: socketAddress(e.Hostname, target)}},
+			LoadBalancingWeight: uintValue(e.weight()),
+		}
+	}
 	addr := netip.AddrPortFrom(e.Addresses[0], uint16(target))
 	health := corev3.HealthStatus_HEALTHY
 	if !e.Healthy {

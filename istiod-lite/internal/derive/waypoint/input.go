@@ -92,14 +92,15 @@ type Port struct {
 
 // Service is a destination by name.
 type Service struct {
-	Kind      string // "Service" or "ServiceEntry"
-	Namespace string
-	Name      string
-	Hostname  string
-	VIPs      []netip.Addr
-	Ports     []Port
-	Created   time.Time
-	Endpoints []Endpoint
+	Kind       string // "Service" or "ServiceEntry"
+	Namespace  string
+	Name       string
+	Hostname   string
+	VIPs       []netip.Addr
+	Ports      []Port
+	Created    time.Time
+	Endpoints  []Endpoint
+	Resolution Resolution
 	// Prefer are labels of place; endpoints that have more of them, from the first on, in common with the waypoint are preferred.
 	Prefer []string
 	// Waypoint are the pods of the waypoint through which gateways have to go (istio.io/ingress-use-waypoint), with their
@@ -108,6 +109,21 @@ type Service struct {
 	// Bound says that the service's traffic passes this waypoint.
 	Bound bool
 }
+
+// Resolution is how a service's endpoints are found.
+type Resolution int
+
+// The ways.
+const (
+	// Listed endpoints have addresses.
+	Listed Resolution = iota
+	// DNS endpoints are all addresses of their names.
+	DNS
+	// OneByDNS is the address that its name has at the moment; connections stay where they are.
+	OneByDNS
+	// Dialled is wherever the client wanted to go.
+	Dialled
+)
 
 func (s *Service) key() string { return s.Namespace + "/" + s.Hostname }
 
@@ -148,6 +164,8 @@ type Workload struct {
 	Subzone           string
 	Network           string
 	Node              string
+	// Hostname stands for an endpoint without addresses; it is for the waypoint to resolve.
+	Hostname string
 }
 
 func (w *Workload) identity() string {

@@ -126,6 +126,7 @@ func parseService(t *testing.T, name, namespace string, f []string) Service {
 	}
 	for _, word := range f[2:] {
 		s.Bound = s.Bound && word != "foreign"
+		s.Resolution = max(s.Resolution, map[string]Resolution{"dns": DNS, "one": OneByDNS, "dialled": Dialled}[word])
 	}
 	return s
 }
@@ -139,9 +140,16 @@ func testWorkload(name, namespace, addr string) Workload {
 }
 
 func parseEndpoint(s *Service, f []string) Endpoint {
-	e := Endpoint{Workload: testWorkload(s.Name, s.Namespace, f[0]), Targets: map[uint32]uint32{}, Healthy: true}
+	at := f[0]
+	if _, err := netip.ParseAddr(at); err != nil {
+		at = "0.0.0.0"
+	}
+	e := Endpoint{Workload: testWorkload(s.Name, s.Namespace, at), Targets: map[uint32]uint32{}, Healthy: true}
 	for _, p := range s.Ports {
 		e.Targets[p.Number] = p.Number + 8000
+	}
+	if at != f[0] {
+		e.Addresses, e.Hostname, e.HBONE = nil, f[0], false
 	}
 	for _, word := range f[1:] {
 		switch key, value, label := strings.Cut(word, "="); {
