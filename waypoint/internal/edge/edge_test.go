@@ -331,7 +331,7 @@ func TestNobodyIsIdentified(t *testing.T) {
 			Permissions: []*rbacv3.Permission{{Rule: &rbacv3.Permission_Any{Any: true}}},
 			Principals:  []*rbacv3.Principal{{Identifier: &rbacv3.Principal_Authenticated_{Authenticated: &rbacv3.Principal_Authenticated{}}}},
 		}}}
-		m.HttpFilters = append([]*hcmv3.HttpFilter{{Name: "rbac", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(t, &httprbacv3.RBAC{Rules: rules})}}}, m.HttpFilters...)
+		m.HttpFilters = append([]*hcmv3.HttpFilter{{Name: "rbac", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(t, &httprbacv3.RBAC{Rules: rules})}}}, m.GetHttpFilters()...)
 	}
 	w := start(t, 0, &table.Table{
 		Edges: map[string]*table.Edge{name: listener(t, false, tlsChain(t, "open", "open.example.com", "s", "ca", nil),
@@ -459,7 +459,7 @@ func TestProxyHeader(t *testing.T) {
 				AddressPrefix: "203.0.113.0", PrefixLen: wrapperspb.UInt32(24),
 			}}}},
 		}}}
-		m.HttpFilters = append([]*hcmv3.HttpFilter{{Name: "rbac", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(t, &httprbacv3.RBAC{Rules: rules})}}}, m.HttpFilters...)
+		m.HttpFilters = append([]*hcmv3.HttpFilter{{Name: "rbac", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(t, &httprbacv3.RBAC{Rules: rules})}}}, m.GetHttpFilters()...)
 	}
 	w := start(t, 0, &table.Table{Edges: map[string]*table.Edge{name: listener(t, true, &listenerv3.FilterChain{Name: "plain", Filters: []*listenerv3.Filter{manager(t, "plain", onlyFrom)}})}})
 	for from, want := range map[string]string{"203.0.113.7": "200", "198.51.100.1": "403"} {

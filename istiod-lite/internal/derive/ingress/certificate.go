@@ -22,15 +22,15 @@ func secretName(kind, namespace, name string) string {
 	return "kubernetes://" + namespace + "/" + name
 }
 
-// permitted says whether a ReferenceGrant in the target's namespace lets objects of a kind and namespace refer to it.
-func (d *derivation) permitted(fromGroup, fromKind, fromNamespace, toGroup, toKind, toNamespace, toName string) bool {
+// permitted says whether a ReferenceGrant in the target's namespace lets objects of the Gateway API refer to it.
+func (d *derivation) permitted(fromKind, fromNamespace, toGroup, toKind, toNamespace, toName string) bool {
 	for _, g := range d.in.Grants {
 		if g.Namespace != toNamespace || g.DeletionTimestamp != nil {
 			continue
 		}
 		from, to := false, false
 		for _, f := range g.Spec.From {
-			from = from || string(f.Group) == fromGroup && string(f.Kind) == fromKind && string(f.Namespace) == fromNamespace
+			from = from || string(f.Group) == manifest.GroupGateway && string(f.Kind) == fromKind && string(f.Namespace) == fromNamespace
 		}
 		for _, t := range g.Spec.To {
 			group := string(t.Group)
@@ -58,7 +58,7 @@ func (d *derivation) certificate(g *gateway, ref gatewayv1.SecretObjectReference
 	if ref.Namespace != nil {
 		namespace = string(*ref.Namespace)
 	}
-	if namespace != g.key.Namespace && !d.permitted(manifest.GroupGateway, "Gateway", g.key.Namespace, "", "Secret", namespace, string(ref.Name)) {
+	if namespace != g.key.Namespace && !d.permitted("Gateway", g.key.Namespace, "", "Secret", namespace, string(ref.Name)) {
 		return bad(gatewayv1.ListenerReasonRefNotPermitted, "no ReferenceGrant of namespace %s permits Secret %s to Gateways of namespace %s", namespace, ref.Name, g.key.Namespace)
 	}
 	name, problem := d.keyPair(g, namespace, string(ref.Name))
@@ -113,8 +113,8 @@ func (d *derivation) clientRoots(g *gateway, namespace, name, own string) (secre
 func (d *derivation) roots(g *gateway, kind, namespace, name string) (secret, problem string) {
 	at := types.NamespacedName{Namespace: namespace, Name: name}
 	var pemText, crl []byte
-	switch {
-	case kind == "ConfigMap":
+	switch kind {
+	case "ConfigMap":
 		m := d.configMaps[at]
 		if m == nil {
 			return "", fmt.Sprintf("ConfigMap %s does not exist", at)

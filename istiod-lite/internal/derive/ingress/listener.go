@@ -7,7 +7,6 @@ import (
 
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
-	"github.com/marrowmesh/marrow/internal/manifest"
 	"github.com/marrowmesh/marrow/istiod-lite/internal/derive/waypoint"
 )
 
@@ -73,6 +72,7 @@ func (l *listener) kindsOf() []string {
 			return []string{"TLSRoute"}
 		}
 		return []string{"TLSRoute", "TCPRoute"}
+	case gatewayv1.UDPProtocolType:
 	}
 	return nil
 }
@@ -248,7 +248,7 @@ func (d *derivation) frontend(g *gateway, l *listener, out *waypoint.EdgeTLS) Ve
 	if string(ref.Kind) != "ConfigMap" && string(ref.Kind) != "Secret" || ref.Group != "" && ref.Group != "core" {
 		return Verdict{Reason: "InvalidCACertificateKind", Message: fmt.Sprintf("spec.tls.frontend: %s is no ConfigMap or Secret", ref.Kind)}
 	}
-	if namespace != g.key.Namespace && !d.permitted(manifest.GroupGateway, "Gateway", g.key.Namespace, "", string(ref.Kind), namespace, string(ref.Name)) {
+	if namespace != g.key.Namespace && !d.permitted("Gateway", g.key.Namespace, "", string(ref.Kind), namespace, string(ref.Name)) {
 		return Verdict{Reason: string(gatewayv1.ListenerReasonRefNotPermitted), Message: fmt.Sprintf(
 			"spec.tls.frontend: no ReferenceGrant of namespace %s permits %s %s", namespace, ref.Kind, ref.Name)}
 	}

@@ -89,16 +89,16 @@ func (d *derivation) planListeners(g *gateway) {
 		}
 		p := g.port(uint32(l.spec.Port), uint32(l.spec.Port))
 		id := strconv.Itoa(int(l.spec.Port)) + "." + string(l.Name)
-		switch {
-		case l.spec.Protocol == gatewayv1.HTTPProtocolType:
+		switch l.spec.Protocol {
+		case gatewayv1.HTTPProtocolType:
 			l.edgeHost(l.host) // a host without routes is this listener's all the same, and no wider one's
 			for _, h := range hostList(l.hosts) {
 				p.plain(h)
 			}
-		case l.spec.Protocol == gatewayv1.HTTPSProtocolType:
+		case gatewayv1.HTTPSProtocolType:
 			l.edgeHost(l.host)
 			p.serve(waypoint.EdgeServer{Name: "https." + id, SNI: []string{l.host}, TLS: l.tls, HTTP: &waypoint.EdgeHTTP{Hosts: hostList(l.hosts)}})
-		case l.spec.Protocol == gatewayv1.TCPProtocolType:
+		case gatewayv1.TCPProtocolType:
 			p.bytes = &waypoint.EdgeTCP{}
 			if len(l.opaque) > 0 { // the oldest route has the port
 				p.bytes.Backends = l.opaque[0].backends

@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -82,7 +83,7 @@ func (d *derivation) backends(kind string, o metav1.Object, refs []gatewayv1.Bac
 		}
 		service := (ref.Group == nil || *ref.Group == "" || *ref.Group == "core") && (ref.Kind == nil || *ref.Kind == "Service")
 		if service && ref.Port != nil && (namespace == o.GetNamespace() ||
-			d.permitted(manifest.GroupGateway, kind, o.GetNamespace(), "", "Service", namespace, string(ref.Name))) {
+			d.permitted(kind, o.GetNamespace(), "", "Service", namespace, string(ref.Name))) {
 			b.Host, b.Port = string(ref.Name)+"."+namespace+".svc."+d.in.ClusterDomain, uint32(*ref.Port)
 		}
 		out = append(out, b)
@@ -194,6 +195,7 @@ func (d *derivation) allowsNamespace(g *gateway, l *listener, namespace string) 
 	case gatewayv1.NamespacesFromSelector:
 		s, err := metav1.LabelSelectorAsSelector(selector)
 		return err == nil && s.Matches(d.labelsOf(namespace))
+	case gatewayv1.NamespacesFromNone:
 	}
 	return false
 }
@@ -201,9 +203,7 @@ func (d *derivation) allowsNamespace(g *gateway, l *listener, namespace string) 
 func (d *derivation) labelsOf(namespace string) labels.Set {
 	out := labels.Set{}
 	if n := d.namespaces[namespace]; n != nil {
-		for k, v := range n.Labels {
-			out[k] = v
-		}
+		maps.Copy(out, n.Labels)
 	}
 	out[corev1.LabelMetadataName] = namespace
 	return out
