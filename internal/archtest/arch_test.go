@@ -39,6 +39,7 @@ func rules() []rule {
 		{from: "ztunnel/internal/steer", never: slices.Concat(io, []string{"sync", "log", "crypto/tls"}), why: "deciders do no I/O"},
 		// net/http gives names only: methods, status codes, canonical header names.
 		{from: "waypoint/internal/table", never: []string{"os", "context", "os/exec", "syscall", "sync", "log", "crypto/tls", "net"}, why: "deciders do no I/O"},
+		{from: "waypoint/internal/expr", never: []string{"os", "context", "os/exec", "syscall", "sync", "log", "crypto/tls", "net"}, why: "deciders do no I/O"},
 		{from: "waypoint/internal/trace", never: []string{"os", "context", "os/exec", "syscall", "sync", "log", "crypto/tls", "net"}, why: "deciders do no I/O"},
 		{from: "cni/internal/redirect", never: slices.Concat(io, []string{"sync", "log"}), except: []string{"cni/internal/redirect/apply"}, why: "deciders do no I/O"},
 		{from: "istiod-lite/internal/derive/...", never: slices.Concat(io, []string{"sync", "log", module + "internal/filestore"}), why: "derivations are pure: same input, same bytes"},

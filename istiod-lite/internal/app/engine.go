@@ -278,7 +278,7 @@ func findingKey(f waypoint.Finding) manifest.Key {
 		"HTTPRoute": manifest.GroupGateway, "GRPCRoute": manifest.GroupGateway, "TLSRoute": manifest.GroupGateway, "TCPRoute": manifest.GroupGateway,
 		"AuthorizationPolicy": manifest.GroupSecurity, "RequestAuthentication": manifest.GroupSecurity,
 		"Gateway":        manifest.GroupNetworking,
-		"VirtualService": manifest.GroupNetworking, "DestinationRule": manifest.GroupNetworking, "ServiceEntry": manifest.GroupNetworking,
+		"VirtualService": manifest.GroupNetworking, "DestinationRule": manifest.GroupNetworking, "Telemetry": manifest.GroupTelemetry, "ServiceEntry": manifest.GroupNetworking,
 	}[f.Kind]
 	return manifest.Key{Group: group, Kind: f.Kind, Namespace: f.Namespace, Name: f.Name}
 }

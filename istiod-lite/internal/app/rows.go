@@ -8,6 +8,7 @@ import (
 	meshapi "istio.io/api/mesh/v1alpha1"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	telemetryv1 "istio.io/client-go/pkg/apis/telemetry/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -94,6 +95,7 @@ func (r rows) bindObjects(revision string) bind.Objects {
 		Policies:         ours(of[*securityv1.AuthorizationPolicy](r), revision),
 		Authentications:  ours(of[*securityv1.RequestAuthentication](r), revision),
 		RateLimits:       ours(of[*policy.RateLimitPolicy](r), revision),
+		Telemetries:      ours(of[*telemetryv1.Telemetry](r), revision),
 	}
 }
 

@@ -184,7 +184,9 @@ func (f *flow) flagText() string {
 
 func (f *flow) log() {
 	for i := range f.chain.TCP.Logs {
-		f.h.cfg.Telemetry.Line(f.chain.TCP.Logs[i].Format.Render(f, "-"))
+		if l := &f.chain.TCP.Logs[i]; l.When == nil || l.When.Holds(f.attributes) {
+			f.h.cfg.Telemetry.Line(l.Format.Render(f, "-"))
+		}
 	}
 }
 

@@ -79,7 +79,7 @@ func (x *exchange) record() {
 func (x *exchange) log() {
 	for i := range x.chain.Logs {
 		l := &x.chain.Logs[i]
-		if x.facts.status < l.MinStatus {
+		if x.facts.status < l.MinStatus || l.When != nil && !l.When.Holds(x.attributes) {
 			continue
 		}
 		x.h.cfg.Telemetry.Line(l.Format.Render(&x.facts, "-"))

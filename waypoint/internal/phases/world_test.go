@@ -123,6 +123,22 @@ func (l *lines) all() []string {
 	return strings.Split(strings.TrimSpace(l.buf.String()), "\n")
 }
 
+// count waits until a line is there so many times.
+func (l *lines) count(line string, n int) {
+	for {
+		have := 0
+		for _, s := range l.all() {
+			if s == line {
+				have++
+			}
+		}
+		if have >= n {
+			return
+		}
+		runtime.Gosched()
+	}
+}
+
 // after waits for the line that follows the first n.
 func (l *lines) after(n int) string {
 	for {

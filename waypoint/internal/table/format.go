@@ -14,6 +14,7 @@ import (
 type Format struct {
 	parts []part
 	json  []jsonField // in place of parts: an object
+	omit  bool        // what is not known is left out
 }
 
 type part struct {
@@ -25,8 +26,9 @@ type part struct {
 }
 
 type jsonField struct {
-	key   string // already encoded
+	key   string // encoded
 	value *Format
+	raw   string // in place of value: encoded
 }
 
 // DefaultLog is the text that Istio's proxies write for a request.
@@ -121,6 +123,9 @@ func (f *Format) Render(facts Facts, missing string) string {
 	if f.json != nil {
 		return f.renderJSON(facts)
 	}
+	if f.omit {
+		missing = ""
+	}
 	if len(f.parts) == 1 && f.parts[0].name == "" {
 		return f.parts[0].text
 	}
@@ -150,24 +155,6 @@ func (p *part) value(facts Facts, missing string) string {
 	return v
 }
 
-// CompileJSONFormat compiles an object of texts; keys are written in the order of their names.
-func CompileJSONFormat(m map[string]string) (*Format, error) {
-	f := &Format{json: []jsonField{}}
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	for _, k := range keys {
-		v, err := CompileFormat(m[k])
-		if err != nil {
-			return nil, fmt.Errorf("key %q: %w", k, err)
-		}
-		f.json = append(f.json, jsonField{key: quote(k), value: v})
-	}
-	return f, nil
-}
-
 // numeric are the commands whose value is a JSON number when it stands alone.
 func numeric(name string) bool {
 	switch name {
@@ -179,26 +166,53 @@ func numeric(name string) bool {
 
 func (f *Format) renderJSON(facts Facts) string {
 	var b strings.Builder
+	f.object(&b, facts, f.omit)
+	b.WriteByte('\n')
+	return b.String()
+}
+
+func (f *Format) object(b *strings.Builder, facts Facts, omit bool) {
 	b.WriteByte('{')
-	for i, field := range f.json {
-		if i > 0 {
+	first := true
+	for i := range f.json {
+		field := &f.json[i]
+		v := field.raw
+		if field.value != nil && field.value.json == nil {
+			if v = field.text(facts); omit && (v == "null" || v == `""`) {
+				continue
+			}
+		}
+		if !first {
 			b.WriteByte(',')
 		}
+		first = false
 		b.WriteString(field.key)
 		b.WriteByte(':')
-		v := field.value.Render(facts, "")
-		alone := len(field.value.parts) == 1 && field.value.parts[0].name != ""
-		switch {
-		case alone && v == "":
-			b.WriteString("null")
-		case alone && numeric(field.value.parts[0].name):
-			b.WriteString(v)
-		default:
-			b.WriteString(quote(v))
+		if field.value != nil && field.value.json != nil {
+			field.value.object(b, facts, omit)
+			continue
 		}
+		b.WriteString(v)
 	}
-	b.WriteString("}\n")
-	return b.String()
+	b.WriteByte('}')
+}
+
+// text is the encoded value of a field that is a text.
+func (f *jsonField) text(facts Facts) string {
+	parts := f.value.parts
+	alone := len(parts) == 1 && parts[0].name != ""
+	missing := "-"
+	if alone {
+		missing = ""
+	}
+	v := f.value.Render(facts, missing)
+	switch {
+	case alone && v == "":
+		return "null"
+	case alone && numeric(parts[0].name):
+		return v
+	}
+	return quote(v)
 }
 
 func quote(s string) string {

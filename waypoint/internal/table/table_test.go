@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/marrowmesh/marrow/waypoint/internal/match"
@@ -235,12 +236,33 @@ func TestFormats(t *testing.T) {
 	if got := f.Render(fixed{"REQ/:PATH": "/p", "RESPONSE_CODE/": "200", "REQ/X-LONG": "abcdef"}, "-"); got != "/p 100% 200 abc" {
 		t.Errorf("got %q", got)
 	}
-	j, err := CompileJSONFormat(map[string]string{"code": "%RESPONSE_CODE%", "a": `"%REQ(X)%"`, "none": "%REQ(Y)%"})
+	line, err := structpb.NewStruct(map[string]any{
+		"code": "%RESPONSE_CODE%", "a": `"%REQ(X)%"`, "none": "%REQ(Y)%", "in": map[string]any{"x": "%REQ(X)%", "y": "%REQ(Y)%"}, "n": 7, "mix": "a%REQ(Y)%",
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := j.Render(fixed{"RESPONSE_CODE/": "200", "REQ/X": "x"}, "-"); got != `{"a":"\"x\"","code":200,"none":null}`+"\n" {
-		t.Errorf("got %s", got)
+	for omit, want := range map[bool]string{
+		false: `{"a":"\"x\"","code":200,"in":{"x":"x","y":null},"mix":"a-","n":7,"none":null}` + "\n",
+		true:  `{"a":"\"x\"","code":200,"in":{"x":"x"},"mix":"a-","n":7}` + "\n",
+	} {
+		j, err := compileJSON(line, maxDepth)
+		if err != nil {
+			t.Fatal(err)
+		}
+		j.omit = omit
+		if got := j.Render(fixed{"RESPONSE_CODE/": "200", "REQ/X": "x"}, "-"); got != want {
+			t.Errorf("omit %t: got %s", omit, got)
+		}
+	}
+	for _, bad := range []any{[]any{"x"}, nil, "%NOPE%"} {
+		line, err := structpb.NewStruct(map[string]any{"k": bad})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := compileJSON(line, maxDepth); err == nil {
+			t.Errorf("%v was accepted", bad)
+		}
 	}
 	for _, bad := range []string{"%", "%REQ(", "%REQ(X)", "%NOPE%", "%REQ(X):0%", "a%b"} {
 		if _, err := CompileFormat(bad); err == nil {

@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -226,10 +227,11 @@ func httpService(s *corev3.HttpService, pr *trace.Provider) error {
 	}
 	pr.Header = http.Header{}
 	for _, o := range s.GetRequestHeadersToAdd() {
-		if strings.Contains(o.GetHeader().GetValue(), "%") {
+		f, err := CompileFormat(o.GetHeader().GetValue())
+		if err != nil || slices.ContainsFunc(f.parts, func(p part) bool { return p.name != "" }) {
 			return fmt.Errorf("header %q has a command: %w", o.GetHeader().GetKey(), strict.ErrUnsupported)
 		}
-		pr.Header.Add(o.GetHeader().GetKey(), o.GetHeader().GetValue())
+		pr.Header.Add(o.GetHeader().GetKey(), f.Render(nil, ""))
 	}
 	return nil
 }

@@ -116,11 +116,19 @@ func labels(src, dst Peer, svc upstream.Service, protocol, flags string, mutual 
 	version := func(w upstream.Workload) string { return known(first(w.Version, w.Revision)) }
 	return []string{
 		"waypoint", known(s.Name), known(s.Namespace), known(src.Principal), app(s), version(s),
-		known(s.CanonicalName), known(s.Revision), known(s.Cluster), known(d.Name),
+		known(s.CanonicalName), revision(s), known(s.Cluster), known(d.Name),
 		known(d.Namespace), known(dst.Principal), app(d), version(d),
-		known(d.CanonicalName), known(d.Revision), known(svc.Host), known(svc.Name),
+		known(d.CanonicalName), revision(d), known(svc.Host), known(svc.Name),
 		known(svc.Namespace), known(d.Cluster), protocol, flags, policy,
 	}
+}
+
+// revision of a workload that is known and says none is Istio's default.
+func revision(w upstream.Workload) string {
+	if w.Revision == "" && w.Name != "" {
+		return "latest"
+	}
+	return known(w.Revision)
 }
 
 func first(a, b string) string {

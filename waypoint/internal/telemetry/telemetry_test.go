@@ -58,6 +58,9 @@ func TestRequestLabels(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", k, got, want)
 		}
 	}
+	if got := revision(upstream.Workload{Name: "web"}); got != "latest" {
+		t.Errorf("revision of a known workload: %q", got)
+	}
 	h := series(t, r, "istio_request_duration_milliseconds")
 	if len(h) != 1 || h[0].GetHistogram().GetSampleSum() != 7 || len(h[0].GetHistogram().GetBucket()) != 19 {
 		t.Errorf("duration: %v", h)

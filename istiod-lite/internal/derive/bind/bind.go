@@ -10,6 +10,7 @@ import (
 	networkingapi "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	telemetryv1 "istio.io/client-go/pkg/apis/telemetry/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -45,6 +46,7 @@ type Objects struct {
 	Policies         []*securityv1.AuthorizationPolicy
 	Authentications  []*securityv1.RequestAuthentication
 	RateLimits       []*policy.RateLimitPolicy
+	Telemetries      []*telemetryv1.Telemetry
 }
 
 // Inputs returns one input for each Gateway that is a waypoint of this control plane.
@@ -213,7 +215,7 @@ func (j *join) input(g *gatewayv1.Gateway) waypoint.Input {
 		Mesh: j.w.Mesh, Gateway: kube.NameOf(g), ClientIdentity: waypoint.AsksClientIdentity(g.Annotations),
 		HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes, TLSRoutes: o.TLSRoutes, TCPRoutes: o.TCPRoutes,
 		VirtualServices: o.VirtualServices, DestinationRules: o.DestinationRules, Policies: o.Policies,
-		Authentications: o.Authentications, Additions: waypoint.Additions{RateLimits: o.RateLimits},
+		Authentications: o.Authentications, Additions: waypoint.Additions{RateLimits: o.RateLimits, Telemetries: o.Telemetries},
 	}
 	in.Secrets = within(o.Secrets, g.Namespace)
 	in.ConfigMaps = within(o.ConfigMaps, g.Namespace)

@@ -24,18 +24,18 @@ func (d *derivation) httpChain(name string, s *Service, p Port) *listenerv3.Filt
 	d.routes[name] = d.serviceRoutes(name, s, p)
 	return &listenerv3.FilterChain{
 		Name:    name,
-		Filters: []*listenerv3.Filter{d.httpManager(name, s, p.Protocol, d.limitsFor(s, p))},
+		Filters: []*listenerv3.Filter{d.httpManager(name, s, p, d.limitsFor(s, p))},
 	}
 }
 
 // httpManager serves HTTP; s is nil for the chains of workloads.
-func (d *derivation) httpManager(name string, s *Service, proto Protocol, limits limitSet) *listenerv3.Filter {
+func (d *derivation) httpManager(name string, s *Service, p Port, limits limitSet) *listenerv3.Filter {
 	m := &hcmv3.HttpConnectionManager{
 		StatPrefix: name,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 			ConfigSource: adsSource(), RouteConfigName: name,
 		}},
-		AccessLog:                  accessLog(nil),
+		AccessLog:                  d.logs(s),
 		StreamIdleTimeout:          durationpb.New(0),
 		UseRemoteAddress:           boolValue(false),
 		UpgradeConfigs:             []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
@@ -46,7 +46,8 @@ func (d *derivation) httpManager(name string, s *Service, proto Protocol, limits
 			httpFilters(d.limitFilters(limits)...)),
 	}
 	normalize(m, d.in.Mesh.Config.GetPathNormalization())
-	if proto == HTTP2 {
+	d.trace(m, name, s, p)
+	if p.Protocol == HTTP2 {
 		m.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{}
 	}
 	return networkFilter("envoy.filters.network.http_connection_manager", m)
@@ -78,7 +79,7 @@ func (d *derivation) tcpChain(name string, s *Service, p Port) *listenerv3.Filte
 }
 
 func (d *derivation) tcpProxy(name string, s *Service, p Port) *listenerv3.Filter {
-	proxy := &tcpproxyv3.TcpProxy{StatPrefix: name, AccessLog: accessLog(nil)}
+	proxy := &tcpproxyv3.TcpProxy{StatPrefix: name, AccessLog: d.logs(s)}
 	targets := d.tcpTargets(s, p)
 	if len(targets) == 1 {
 		proxy.ClusterSpecifier = &tcpproxyv3.TcpProxy_Cluster{Cluster: targets[0].cluster}
@@ -119,11 +120,11 @@ func (d *derivation) directChains() []*listenerv3.FilterChain {
 	tcp = append(append(tcp, d.customTCP(set)...), set.network()...)
 	tcp = append(tcp, networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
 		StatPrefix:       directTCP,
-		AccessLog:        accessLog(nil),
+		AccessLog:        d.logs(nil),
 		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: Encap},
 	}))
 	return []*listenerv3.FilterChain{
-		{Name: directHTTP, Filters: []*listenerv3.Filter{restate, d.httpManager(directHTTP, nil, Sniffed, limits)}},
+		{Name: directHTTP, Filters: []*listenerv3.Filter{restate, d.httpManager(directHTTP, nil, Port{}, limits)}},
 		{Name: directTCP, Filters: tcp},
 	}
 }

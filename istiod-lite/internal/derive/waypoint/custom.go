@@ -70,7 +70,13 @@ func (d *derivation) server(name string) (*authzServer, error) {
 
 // reach finds the provider's service and names the cluster that leads to it. It has a cluster of its own, because it has to be spoken
 // to in its protocol whatever the port declares.
-func (d *derivation) reach(s *authzServer, service string, port uint32, grpc bool) error {
+func (d *derivation) reach(s *authzServer, service string, port uint32, grpc bool) (err error) {
+	s.cluster, s.want, err = d.provided("ext-authz", service, port, grpc)
+	return err
+}
+
+// provided names the cluster that leads to an extension provider's service, whatever its use.
+func (d *derivation) provided(use, service string, port uint32, grpc bool) (string, clusterWant, error) {
 	namespace, host, qualified := strings.Cut(service, "/")
 	if !qualified {
 		namespace, host = "", service
@@ -79,12 +85,12 @@ func (d *derivation) reach(s *authzServer, service string, port uint32, grpc boo
 		return x.Hostname == host && (namespace == "" || x.Namespace == namespace)
 	})
 	if i < 0 {
-		return fmt.Errorf("service %q is not known; want [<namespace>/]<hostname>", service)
+		return "", clusterWant{}, fmt.Errorf("service %q is not known; want [<namespace>/]<hostname>", service)
 	}
 	target := &d.in.Services[i]
 	p, ok := target.port(port)
 	if !ok {
-		return fmt.Errorf("service %q has no port %d", service, port)
+		return "", clusterWant{}, fmt.Errorf("service %q has no port %d", service, port)
 	}
 	kind := "http"
 	switch {
@@ -93,9 +99,7 @@ func (d *derivation) reach(s *authzServer, service string, port uint32, grpc boo
 	case p.Protocol != HTTP2:
 		p.Protocol = HTTP
 	}
-	s.cluster = "ext-authz|" + decimal(port) + "|" + kind + "|" + host
-	s.want = clusterWant{service: target, port: p, http: true}
-	return nil
+	return use + "|" + decimal(port) + "|" + kind + "|" + host, clusterWant{service: target, port: p, http: true}, nil
 }
 
 // common are the fields that both kinds of providers have.

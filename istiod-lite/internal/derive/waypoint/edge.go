@@ -122,7 +122,7 @@ func (d *derivation) edgeChain(p *EdgePort, s *EdgeServer, mixed bool) *listener
 // edgeManager is the connection manager of a waypoint's chain, changed where strangers come in: their address is the
 // socket's, what they say about it is not believed beyond the trusted hops.
 func (d *derivation) edgeManager(s *EdgeServer) *listenerv3.Filter {
-	f := d.httpManager(s.Name, nil, Sniffed, d.limitsFor(nil, Port{}))
+	f := d.httpManager(s.Name, nil, Port{}, d.limitsFor(nil, Port{}))
 	m := &hcmv3.HttpConnectionManager{}
 	if err := f.GetTypedConfig().UnmarshalTo(m); err != nil {
 		return f // cannot be: it was packed a moment ago

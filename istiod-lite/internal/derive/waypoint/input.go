@@ -9,6 +9,7 @@ import (
 	meshapi "istio.io/api/mesh/v1alpha1"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	telemetryv1 "istio.io/client-go/pkg/apis/telemetry/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -48,7 +49,8 @@ type Input struct {
 
 // Additions are what Istio's own waypoints do not have.
 type Additions struct {
-	RateLimits []*policy.RateLimitPolicy
+	RateLimits  []*policy.RateLimitPolicy
+	Telemetries []*telemetryv1.Telemetry
 	// Edge makes the proxy a gateway at the mesh's border instead of a waypoint; nil is a waypoint.
 	Edge *Edge
 }
@@ -192,5 +194,6 @@ func (in Input) canonical() Input {
 	in.Policies = byAge(in.Policies)
 	in.Authentications = byAge(in.Authentications)
 	in.RateLimits = byAge(in.RateLimits)
+	in.Telemetries = byAge(in.Telemetries)
 	return in
 }

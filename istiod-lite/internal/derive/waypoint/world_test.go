@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	telemetryv1 "istio.io/client-go/pkg/apis/telemetry/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -99,6 +100,8 @@ func parseWorld(t *testing.T, services, objects []byte) Input {
 			in.Authentications = append(in.Authentications, o)
 		case *policy.RateLimitPolicy:
 			in.RateLimits = append(in.RateLimits, o)
+		case *telemetryv1.Telemetry:
+			in.Telemetries = append(in.Telemetries, o)
 		default:
 			t.Fatalf("a world has no use for %T", o)
 		}
