@@ -80,8 +80,10 @@ func TestFill(t *testing.T) {
 
 func TestCounts(t *testing.T) {
 	r := load.Report{Bytes: 100e6, Ops: 1000}
-	c := counts{calls: map[string]float64{nodeA: 4000, nodeB: 3000}, switches: 500, allocs: map[string]float64{nodeA: 10, nodeB: 40},
-		frames: map[string]float64{nodeA: 20, nodeB: 5}, copied: map[string]float64{nodeA: 7}}
+	c := counts{
+		calls: map[string]float64{nodeA: 4000, nodeB: 3000}, switches: 500, allocs: map[string]float64{nodeA: 10, nodeB: 40},
+		frames: map[string]float64{nodeA: 20, nodeB: 5}, copied: map[string]float64{nodeA: 7},
+	}
 	got := map[string]float64{}
 	c.fill(got, find(t, "bulk-1-up"), r)
 	want := map[string]float64{"syscalls_per_mb_source": 40, "syscalls_per_mb_destination": 30, "switches_per_mb": 5, "allocs_per_mb": 0.5, "frames_per_mb": 0.25}
