@@ -78,7 +78,7 @@ func forwardAll(ctx context.Context, c *cobra.Command, client *lab.Client, tg la
 	err := <-ended
 	cancel()
 	for range len(pairs) - 1 {
-		<-ended
+		_ = <-ended // cancelled
 	}
 	return err
 }

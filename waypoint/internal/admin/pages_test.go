@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/marrowmesh/marrow/internal/mtls"
 	"github.com/marrowmesh/marrow/internal/obs"
@@ -77,7 +78,7 @@ func shown(t *testing.T) (*Sources, *ecdsa.PrivateKey) {
 	ups := upstream.NewStore(nil, now)
 	in := intake.New(ups, obs.Discard())
 	give(t, in, "web", &clusterv3.Cluster{Name: "web", ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}})
-	give(t, in, "bad", &clusterv3.Cluster{Name: "bad", ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_LOGICAL_DNS}})
+	give(t, in, "bad", &clusterv3.Cluster{Name: "bad", ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}, WaitForWarmOnInit: wrapperspb.Bool(true)})
 	socket := func(ip string, status corev3.HealthStatus) *endpointv3.LbEndpoint {
 		return &endpointv3.LbEndpoint{HealthStatus: status, HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: &corev3.Address{
 			Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{Address: ip, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: 8080}}},
@@ -129,7 +130,7 @@ func TestConfigDumpIsEnvoys(t *testing.T) {
 		seen[string(m.ProtoReflect().Descriptor().Name())] = m
 	}
 	cs := seen["ClustersConfigDump"].(*adminv3.ClustersConfigDump).GetDynamicActiveClusters()
-	if len(cs) != 2 || cs[1].GetVersionInfo() != "v-web" || cs[0].GetCluster() != nil || !strings.Contains(cs[0].GetErrorState().GetDetails(), "LOGICAL_DNS") || cs[0].GetErrorState().GetVersionInfo() != "v-bad" {
+	if len(cs) != 2 || cs[1].GetVersionInfo() != "v-web" || cs[0].GetCluster() != nil || !strings.Contains(cs[0].GetErrorState().GetDetails(), "wait_for_warm_on_init") || cs[0].GetErrorState().GetVersionInfo() != "v-bad" {
 		t.Errorf("clusters %v", cs)
 	}
 	c := &clusterv3.Cluster{}

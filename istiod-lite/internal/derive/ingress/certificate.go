@@ -22,8 +22,8 @@ func secretName(kind, namespace, name string) string {
 	return "kubernetes://" + namespace + "/" + name
 }
 
-// permitted says whether a ReferenceGrant in the target's namespace lets objects of the Gateway API refer to it.
-func (d *derivation) permitted(fromKind, fromNamespace, toGroup, toKind, toNamespace, toName string) bool {
+// permitted says whether a ReferenceGrant in the target's namespace lets objects of the Gateway API refer to it, which is of the core group.
+func (d *derivation) permitted(fromKind, fromNamespace, toKind, toNamespace, toName string) bool {
 	for _, g := range d.in.Grants {
 		if g.Namespace != toNamespace || g.DeletionTimestamp != nil {
 			continue
@@ -37,7 +37,7 @@ func (d *derivation) permitted(fromKind, fromNamespace, toGroup, toKind, toNames
 			if group == "core" {
 				group = ""
 			}
-			to = to || group == toGroup && string(t.Kind) == toKind && (t.Name == nil || *t.Name == "" || string(*t.Name) == toName)
+			to = to || group == "" && string(t.Kind) == toKind && (t.Name == nil || *t.Name == "" || string(*t.Name) == toName)
 		}
 		if from && to {
 			return true
@@ -58,7 +58,7 @@ func (d *derivation) certificate(g *gateway, ref gatewayv1.SecretObjectReference
 	if ref.Namespace != nil {
 		namespace = string(*ref.Namespace)
 	}
-	if namespace != g.key.Namespace && !d.permitted("Gateway", g.key.Namespace, "", "Secret", namespace, string(ref.Name)) {
+	if namespace != g.key.Namespace && !d.permitted("Gateway", g.key.Namespace, "Secret", namespace, string(ref.Name)) {
 		return bad(gatewayv1.ListenerReasonRefNotPermitted, "no ReferenceGrant of namespace %s permits Secret %s to Gateways of namespace %s", namespace, ref.Name, g.key.Namespace)
 	}
 	name, problem := d.keyPair(g, namespace, string(ref.Name))

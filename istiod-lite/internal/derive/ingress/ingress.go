@@ -113,7 +113,7 @@ func Derive(in Input) Output {
 		},
 	}
 	d.out.Permitted = func(kind, namespace, toNamespace, service string) bool {
-		return d.permitted(kind, namespace, "", "Service", toNamespace, service)
+		return d.permitted(kind, namespace, "Service", toNamespace, service)
 	}
 	for _, n := range in.Namespaces {
 		d.namespaces[n.Name] = n

@@ -248,7 +248,7 @@ func (d *derivation) frontend(g *gateway, l *listener, out *waypoint.EdgeTLS) Ve
 	if string(ref.Kind) != "ConfigMap" && string(ref.Kind) != "Secret" || ref.Group != "" && ref.Group != "core" {
 		return Verdict{Reason: "InvalidCACertificateKind", Message: fmt.Sprintf("spec.tls.frontend: %s is no ConfigMap or Secret", ref.Kind)}
 	}
-	if namespace != g.key.Namespace && !d.permitted("Gateway", g.key.Namespace, "", string(ref.Kind), namespace, string(ref.Name)) {
+	if namespace != g.key.Namespace && !d.permitted("Gateway", g.key.Namespace, string(ref.Kind), namespace, string(ref.Name)) {
 		return Verdict{Reason: string(gatewayv1.ListenerReasonRefNotPermitted), Message: fmt.Sprintf(
 			"spec.tls.frontend: no ReferenceGrant of namespace %s permits %s %s", namespace, ref.Kind, ref.Name)}
 	}

@@ -83,7 +83,7 @@ func (d *derivation) backends(kind string, o metav1.Object, refs []gatewayv1.Bac
 		}
 		service := (ref.Group == nil || *ref.Group == "" || *ref.Group == "core") && (ref.Kind == nil || *ref.Kind == "Service")
 		if service && ref.Port != nil && (namespace == o.GetNamespace() ||
-			d.permitted(kind, o.GetNamespace(), "", "Service", namespace, string(ref.Name))) {
+			d.permitted(kind, o.GetNamespace(), "Service", namespace, string(ref.Name))) {
 			b.Host, b.Port = string(ref.Name)+"."+namespace+".svc."+d.in.ClusterDomain, uint32(*ref.Port)
 		}
 		out = append(out, b)
