@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -78,7 +79,7 @@ func forwardAll(ctx context.Context, c *cobra.Command, client *lab.Client, tg la
 	err := <-ended
 	cancel()
 	for range len(pairs) - 1 {
-		_ = <-ended // cancelled
+		err = errors.Join(err, <-ended)
 	}
 	return err
 }
