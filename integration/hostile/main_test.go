@@ -159,6 +159,23 @@ type Outcome struct {
 
 // Run attacks until the time is over. An attack whose connection is cut off goes on with a new one.
 func (*Attacker) Run(a Assault, out *Outcome) error {
+	return a.attack(out, func(_ context.Context, err error) error { return err })
+}
+
+// keptOut is the end of a connection that was not let in.
+const keptOut = "not let in"
+
+// Persist is Run by somebody who knocks again when he is not let in.
+func (*Attacker) Persist(a Assault, out *Outcome) error {
+	return a.attack(out, func(ctx context.Context, _ error) error {
+		out.Ends[keptOut]++
+		pause(ctx, time.Millisecond)
+		return nil
+	})
+}
+
+// attack makes one connection after the other; failed is asked what becomes of it when one cannot be made.
+func (a Assault) attack(out *Outcome, failed func(context.Context, error) error) error {
 	last()
 	cert, err := certificate(a.Pod)
 	if err != nil {
@@ -177,33 +194,9 @@ func (*Attacker) Run(a Assault, out *Outcome) error {
 	}
 	for ctx.Err() == nil {
 		if err := row.once(ctx, cert, a.Server, out); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// keptOut is the end of a connection that was not let in.
-const keptOut = "not let in"
-
-// Persist is Run by somebody who knocks again when he is not let in.
-func (*Attacker) Persist(a Assault, out *Outcome) error {
-	last()
-	cert, err := certificate(a.Pod)
-	if err != nil {
-		return err
-	}
-	out.Ends = map[string]int{}
-	i := slices.IndexFunc(attacks(), func(r attack) bool { return r.name == a.Name })
-	if i < 0 {
-		return fmt.Errorf("no attack %q", a.Name)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), a.For)
-	defer cancel()
-	for ctx.Err() == nil {
-		if err := attacks()[i].once(ctx, cert, a.Server, out); err != nil {
-			out.Ends[keptOut]++
-			pause(ctx, time.Millisecond)
+			if err := failed(ctx, err); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

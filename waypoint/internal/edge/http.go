@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/marrowmesh/marrow/internal/run"
+	"github.com/marrowmesh/marrow/waypoint/internal/handoff"
 	"github.com/marrowmesh/marrow/waypoint/internal/phases"
 	"github.com/marrowmesh/marrow/waypoint/internal/table"
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
@@ -41,7 +42,7 @@ type servers struct {
 
 type server struct {
 	http  *http.Server
-	inner *handoff
+	inner *handoff.Listener
 }
 
 func (s *servers) start(g *run.Group) {
@@ -63,7 +64,7 @@ func (s *servers) of(chain *table.EdgeChain) *server {
 	if v := s.by[k]; v != nil {
 		return v
 	}
-	v := &server{http: newHTTP(s.handler, k), inner: &handoff{conns: make(chan net.Conn), done: make(chan struct{})}}
+	v := &server{http: newHTTP(s.handler, k), inner: handoff.New()}
 	if s.draining {
 		v.http.SetKeepAlivesEnabled(false)
 	}
@@ -108,7 +109,7 @@ func (s *servers) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, v := range s.by {
-		v.inner.close()
+		v.inner.End()
 		_ = v.http.Close()
 	}
 }
@@ -116,7 +117,7 @@ func (s *servers) stop() {
 // serve returns when the connection has ended.
 func (s *servers) serve(ctx context.Context, c upstream.Conn, session *phases.Session, chain *table.EdgeChain) {
 	in := &edgeConn{Conn: c, session: session, closed: make(chan struct{})}
-	if !s.of(chain).inner.offer(in) {
+	if !s.of(chain).inner.Offer(in) {
 		return
 	}
 	select {
@@ -146,37 +147,3 @@ func (c *edgeConn) Close() error {
 
 // RemoteAddr is the client's, as a load balancer may have told it.
 func (c *edgeConn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.session.Source) }
-
-// handoff is the listener through which connections reach the HTTP server.
-type handoff struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func (h *handoff) offer(c net.Conn) bool {
-	select {
-	case h.conns <- c:
-		return true
-	case <-h.done:
-		return false
-	}
-}
-
-// Accept implements net.Listener.
-func (h *handoff) Accept() (net.Conn, error) {
-	select {
-	case c := <-h.conns:
-		return c, nil
-	case <-h.done:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener; only close ends it.
-func (h *handoff) Close() error { return nil }
-
-func (h *handoff) close() { h.once.Do(func() { close(h.done) }) }
-
-// Addr implements net.Listener.
-func (h *handoff) Addr() net.Addr { return &net.TCPAddr{} }

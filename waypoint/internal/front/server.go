@@ -20,6 +20,7 @@ import (
 	"github.com/marrowmesh/marrow/internal/obs"
 	"github.com/marrowmesh/marrow/internal/run"
 	"github.com/marrowmesh/marrow/waypoint/internal/h1"
+	"github.com/marrowmesh/marrow/waypoint/internal/handoff"
 	"github.com/marrowmesh/marrow/waypoint/internal/phases"
 	"github.com/marrowmesh/marrow/waypoint/internal/table"
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
@@ -40,7 +41,7 @@ type Config struct {
 type Server struct {
 	cfg    Config
 	tunnel atomic.Pointer[hbone.Server]
-	inner  *handoff
+	inner  *handoff.Listener
 	http   *http.Server // of HTTP/2
 	http1  *h1.Server
 	open   atomic.Int64 // inner connections
@@ -55,7 +56,7 @@ const (
 
 // New makes a server that listens nowhere yet.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, inner: newHandoff()}
+	s := &Server{cfg: cfg, inner: handoff.New()}
 	s.tunnel.Store(hbone.NewServer(cfg.HBONE))
 	s.http1 = &h1.Server{Handler: cfg.Phases, HeaderTimeout: headerLimit, MaxHeader: maxHeader}
 	protocols := &http.Protocols{}
@@ -92,7 +93,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	conns := run.NewGroup(ctx)
 	s.accept(ctx, l, conns)
 	err := conns.Wait()
-	s.inner.close()
+	s.inner.End()
 	_ = s.http.Close()
 	return errors.Join(err, inner.Wait())
 }
@@ -257,7 +258,7 @@ func (s *Server) serveHTTP(ctx context.Context, c upstream.Conn, session *phases
 		s.http1.Serve(phases.WithSession(ctx, session), in)
 		return
 	}
-	if !s.inner.offer(in) {
+	if !s.inner.Offer(in) {
 		return
 	}
 	select {
@@ -303,40 +304,3 @@ func addrPort(a net.Addr) netip.AddrPort {
 	}
 	return ap
 }
-
-// handoff is the listener through which inner connections reach the HTTP server.
-type handoff struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func newHandoff() *handoff { return &handoff{conns: make(chan net.Conn), done: make(chan struct{})} }
-
-func (h *handoff) offer(c *innerConn) bool {
-	select {
-	case h.conns <- c:
-		return true
-	case <-h.done:
-		return false
-	}
-}
-
-// Accept implements net.Listener.
-func (h *handoff) Accept() (net.Conn, error) {
-	select {
-	case c := <-h.conns:
-		return c, nil
-	case <-h.done:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener. The HTTP server calls it at its shutdown; connections that are still under way need it open, so only
-// close ends it.
-func (h *handoff) Close() error { return nil }
-
-func (h *handoff) close() { h.once.Do(func() { close(h.done) }) }
-
-// Addr implements net.Listener.
-func (h *handoff) Addr() net.Addr { return &net.TCPAddr{} }

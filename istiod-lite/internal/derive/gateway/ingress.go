@@ -33,20 +33,7 @@ func (r *rows) ingress(g *gatewayv1.Gateway) ([]manifest.Object, *gatewayv1.Gate
 	}
 	s := newStatus(g)
 	valid := p.edgeListeners(s, len(p.addresses()) > 0)
-	if g.Spec.Infrastructure != nil && g.Spec.Infrastructure.ParametersRef != nil {
-		s.set(gatewayv1.GatewayConditionAccepted, false, string(gatewayv1.GatewayReasonInvalidParameters),
-			"spec.infrastructure.parametersRef is not supported; remove it")
-		s.set(gatewayv1.GatewayConditionProgrammed, false, string(gatewayv1.GatewayReasonInvalid), "the Gateway is not accepted")
-		return nil, s.done()
-	}
-	p.edgeAccepted(s, valid)
-	if conflict := p.conflict(); conflict != "" {
-		s.set(gatewayv1.GatewayConditionProgrammed, false, string(gatewayv1.GatewayReasonNoResources),
-			conflict+" exists and is not owned by this Gateway; rename one of them or use the annotation "+nameOverride)
-		return nil, s.done()
-	}
-	p.programmed(s)
-	return changed(p.objects()), s.done()
+	return p.deployed(s, func() { p.edgeAccepted(s, valid) })
 }
 
 // role is what the pod's program is told to be.

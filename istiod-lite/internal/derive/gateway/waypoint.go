@@ -39,13 +39,18 @@ func (r *rows) waypoint(g *gatewayv1.Gateway) ([]manifest.Object, *gatewayv1.Gat
 	}
 	s := newStatus(g)
 	valid := p.listeners(s)
-	if g.Spec.Infrastructure != nil && g.Spec.Infrastructure.ParametersRef != nil {
+	return p.deployed(s, func() { p.accepted(s, valid) })
+}
+
+// deployed is what a Gateway's own objects and conditions come to; accepted sets those of a Gateway that can be served.
+func (p plan) deployed(s *statusBuilder, accepted func()) ([]manifest.Object, *gatewayv1.GatewayStatus) {
+	if p.g.Spec.Infrastructure != nil && p.g.Spec.Infrastructure.ParametersRef != nil {
 		s.set(gatewayv1.GatewayConditionAccepted, false, string(gatewayv1.GatewayReasonInvalidParameters),
 			"spec.infrastructure.parametersRef is not supported; remove it")
 		s.set(gatewayv1.GatewayConditionProgrammed, false, string(gatewayv1.GatewayReasonInvalid), "the Gateway is not accepted")
 		return nil, s.done()
 	}
-	p.accepted(s, valid)
+	accepted()
 	if conflict := p.conflict(); conflict != "" {
 		s.set(gatewayv1.GatewayConditionProgrammed, false, string(gatewayv1.GatewayReasonNoResources),
 			conflict+" exists and is not owned by this Gateway; rename one of them or use the annotation "+nameOverride)
