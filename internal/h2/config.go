@@ -44,24 +44,25 @@ const (
 	assumedStreams   = 100 // what a server is taken to allow before its SETTINGS
 	maxWindow        = 1<<31 - 1
 	prefaceTimeout   = 10 * time.Second
-	lingerTimeout    = time.Second // last words and the peer's own close
-	outboxLimit      = 256 << 10   // bytes queued before writers wait
-	backlogLimit     = 1 << 20     // bytes queued, answers to the peer's own frames included, beyond which it is cut off
-	baseWindow       = 256 << 10   // a stream's window at first, and while its owner lags
-	extraLimit       = 16 << 20    // what all streams of a connection may have above the base
-	maxTurn          = 256 << 10   // one write, when several streams have something to send
-	soleTurn         = 1 << 20     // and when one alone does
-	sharedTurn       = 64 << 10    // and when several have: what one sends before the next one's turn
-	gatherLimit      = 2 << 10     // a write of no more waits for others that are ready
-	yieldFrames      = 128         // a flood of small frames lets others run after so many
-	smallWrite       = 16 << 10    // what is copied behind somebody's write instead of waiting for it
-	crumbPiece       = 2 << 10     // pieces that are collected when several come at once
-	crumbSize        = 256         // a window that lets us send less than this is not worth the frame
-	headerTable      = 4096        // bytes of header compression's memory, each way
-	exportWait       = time.Second // what Export gives the peer to answer
-	maxControlFrame  = 128 << 10   // any frame but DATA: two whole header lists
-	maxBlockFrames   = 256         // HEADERS and CONTINUATIONs of one header block
-	maxInformational = 10          // 1xx responses before the final one
+	lingerTimeout    = time.Second            // last words and the peer's own close
+	outboxLimit      = 256 << 10              // bytes queued before writers wait
+	backlogLimit     = 1 << 20                // bytes queued, answers to the peer's own frames included, beyond which it is cut off
+	baseWindow       = 256 << 10              // a stream's window at first, and while its owner lags
+	extraLimit       = 16 << 20               // what all streams of a connection may have above the base
+	maxTurn          = 256 << 10              // one write, when several streams have something to send
+	soleTurn         = 1 << 20                // and when one alone does
+	sharedTurn       = 64 << 10               // and when several have: what one sends before the next one's turn
+	gatherLimit      = 2 << 10                // a write of no more waits for others that are ready
+	yieldFrames      = 128                    // a flood of small frames lets others run after so many
+	smallWrite       = 16 << 10               // what is copied behind somebody's write instead of waiting for it
+	crumbPiece       = 2 << 10                // pieces that are collected when several come at once
+	crumbSize        = 256                    // a window that lets us send less than this is not worth the frame
+	headerTable      = 4096                   // bytes of header compression's memory, each way
+	exportWait       = time.Second            // what Export gives the peer to answer
+	maxControlFrame  = 128 << 10              // any frame but DATA: two whole header lists
+	maxBlockFrames   = 256                    // HEADERS and CONTINUATIONs of one header block
+	maxInformational = 10                     // 1xx responses before the final one
+	patientReset     = 250 * time.Millisecond // a stream that lived so long before its answer is given up by right
 )
 
 func (c Config) withDefaults(r role) Config {

@@ -93,7 +93,8 @@ type life struct {
 type streamSet struct {
 	open     map[uint32]*Stream
 	next     uint32 // client: the next to open
-	last     uint32 // server: the highest the peer opened
+	last     uint32 // server: the highest the peer opened, and that GOAWAY names
+	beyond   uint32 // server: the highest that came after the final GOAWAY and was not served
 	handlers int
 	reserved int             // client: places promised by Reserve
 	waiting  []chan struct{} // client: openers without a place, oldest first

@@ -60,8 +60,10 @@
 //     (TestAttackLeavesNeighboursAlone).
 //   - A peer that asks and never reads our answers is cut off before they
 //     fill the memory (TestDeafPeerIsCutOff).
-//   - What an honest peer has under way when we reset is free, and so are its
-//     updates for what we sent (TestDataAfterResetIsFree, TestWindowUpdates).
+//   - What an honest peer has under way when we reset, or go away, is free, and so
+//     are its updates for what we sent and giving up what it waited for
+//     (TestDataAfterResetIsFree, TestFramesOfRefusedStreams, TestWindowUpdates,
+//     TestGivingUpIsFree).
 //   - A malformed request costs its stream, a broken frame the connection.
 //   - A stream counts against the limit until both directions ended
 //     (TestStreamCountsUntilBothEnds).

@@ -34,6 +34,7 @@ type State struct {
 	Send       int64    // what we may send on the whole connection
 	Left       int64    // what the peer may send on the whole connection
 	Next, Last uint32   // stream numbers: ours to come, the peer's so far
+	Beyond     uint32   // the peer's highest after our final GOAWAY, not served
 	Recent     []uint32 // streams that were reset
 	Grants     []uint32 // and what may still come for each
 	PeerGone   bool     // GOAWAY came
@@ -202,7 +203,7 @@ func (c *Conn) snapshot() State {
 	st := State{
 		Client: c.role == client,
 		Window: c.peer.window, MaxFrame: c.peer.maxFrame, MaxStreams: c.peer.maxStreams, MaxHeaders: c.peer.maxHeaders, Table: c.peer.table,
-		Send: c.send, Left: c.recv.left, Next: c.set.next, Last: c.set.last,
+		Send: c.send, Left: c.recv.left, Next: c.set.next, Last: c.set.last, Beyond: c.set.beyond,
 		PeerGone: c.life.peerGone, Draining: c.life.draining, Final: c.life.final,
 		Input: Input{Hold: slices.Clone(in.hold), Skip: in.skip, Data: in.part.open, Left: in.part.left, Pad: in.part.pad, End: in.part.end},
 	}
@@ -259,7 +260,7 @@ func Restore(nc net.Conn, st State, cfg Config, h Handler) (*Conn, []*Stream, er
 	c.handle = h
 	c.peer = peer{seen: true, table: min(st.Table, headerTable), window: st.Window, maxFrame: st.MaxFrame, maxStreams: st.MaxStreams, maxHeaders: st.MaxHeaders}
 	c.send = st.Send
-	c.set.next, c.set.last = st.Next, st.Last
+	c.set.next, c.set.last, c.set.beyond = st.Next, st.Last, st.Beyond
 	for i, id := range st.Recent {
 		left := uint32(maxWindow) // whoever wrote the state did not count
 		if i < len(st.Grants) {

@@ -44,7 +44,7 @@ func (b *budget) earn(n, saved float64) { b.used = max(b.used-n, -saved) }
 //	WINDOW_UPDATE                           updates         100, and 2 for each stream and each 256
 //	                                                        bytes of DATA, begun, that we send
 //	  that has us send less than 256 bytes  crumbs as well  1000
-//	RST_STREAM before an answer             resets          100
+//	RST_STREAM before an answer             resets          100, free where it was waited for for 250 ms
 //	RST_STREAM on a closed stream           odd             200, and one for each reset of ours
 //	what makes us reset a stream            odd or resets   200 or 100
 //	DATA, empty, without end                empty           100

@@ -92,7 +92,11 @@ func (c *Conn) badFrame(fh http2.FrameHeader, code Code, reason string) error {
 		if fh.Type != http2.FrameHeaders || c.role == client {
 			return violation(code, "%v on idle stream %d: %s", fh.Type, fh.StreamID, reason)
 		}
-		c.set.last = fh.StreamID
+		if c.life.final {
+			c.set.beyond = fh.StreamID
+		} else {
+			c.set.last = fh.StreamID
+		}
 	}
 	c.out.reset(fh.StreamID, code)
 	c.kick()
@@ -104,7 +108,7 @@ func (c *Conn) idle(id uint32) bool {
 	if c.role == client {
 		return id%2 == 0 || id >= c.set.next
 	}
-	return id%2 == 0 || id > c.set.last
+	return id%2 == 0 || id > max(c.set.last, c.set.beyond)
 }
 
 // closedStream answers a frame for a stream that is no more: what was under
@@ -262,7 +266,9 @@ func (c *Conn) onReset(id uint32, code Code) error {
 	answered := s.header.done
 	s.abort(&ResetError{Code: code, Remote: true})
 	c.forget(s)
-	if c.role == server && !answered {
+	// Who waits for long and then gives up had a place of his own meanwhile, and
+	// an application that hangs makes honest peers do so.
+	if c.role == server && !answered && time.Since(s.began) < patientReset {
 		return c.guard.resets.spend(time.Now())
 	}
 	return nil

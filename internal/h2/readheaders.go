@@ -77,7 +77,13 @@ func (c *Conn) onRequest(k *block) error {
 	now := time.Now()
 	k.vain = true // unless it is served
 	if c.life.final {
-		return c.guard.refused.spend(now) // named in GOAWAY as not processed
+		// Named in GOAWAY as not processed. What the peer sends on it before it
+		// has read that is no mistake (RFC 9113 section 6.8).
+		c.set.beyond = max(c.set.beyond, k.id)
+		if c.set.recently(k.id) == nil {
+			c.set.remember(k.id, c.underWay(c.cfg.base()))
+		}
+		return c.guard.refused.spend(now)
 	}
 	c.set.last = k.id
 	full := len(c.set.open) >= int(c.cfg.MaxStreams)
@@ -100,6 +106,7 @@ func (c *Conn) onRequest(k *block) error {
 		return c.guard.resets.spend(now) // decoding them cost as much as a stream
 	}
 	k.vain = false
+	s.began = now
 	c.set.handlers++
 	c.wg.Add()
 	go c.serve(s, k.keep())

@@ -36,6 +36,7 @@ type Stream struct {
 	closed    bool      // by our owner
 	detached  bool      // its handler returned, and goes on elsewhere
 	header    response
+	began     time.Time  // when the peer opened it; zero at a client
 	dl        *deadlines // nil if none was ever set
 	onAbort   func()
 	onEnd     func()
