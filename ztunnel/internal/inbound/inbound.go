@@ -60,7 +60,7 @@ type Driver struct {
 
 // New makes a driver.
 func New(cfg Config) *Driver {
-	return &Driver{cfg: cfg, penalties: penalties{by: map[netip.Addr]*penalty{}}}
+	return &Driver{cfg: cfg}
 }
 
 // errNotConnect refuses requests that are no tunnels.
@@ -69,7 +69,7 @@ var errNotConnect = errors.New("only CONNECT is served here")
 // HandleHBONE serves one connection on 15008 to its end; it is a capture.Handler.
 func (d *Driver) HandleHBONE(ctx context.Context, pod *capture.Pod, a *capture.Accepted) {
 	defer d.cfg.Record.Socket(flow.Destination)()
-	if refusal, first := d.penalties.check(time.Now(), a.Peer.Addr()); refusal != nil {
+	if refusal, first := d.penalties.check(time.Now(), offender{pod.UID, a.Peer.Addr()}); refusal != nil {
 		reset(a.Conn)
 		_ = a.Close()
 		if first { // the others of the same penalty tell nothing new
@@ -113,7 +113,7 @@ func (d *Driver) serve(ctx context.Context, pod *capture.Pod, a *capture.Accepte
 	if err := server.Serve(ctx, secured, t.handler()); err != nil {
 		d.cfg.Log.Debug("tunnel connection ended", obs.F("src.addr", a.Peer), obs.F("dst.addr", a.Local), obs.Err(err))
 		if hbone.Violation(err) && !d.cfg.NoPenalty {
-			d.penalize(a, err)
+			d.penalize(pod, a, err)
 		}
 	}
 	g.Stop()
@@ -121,8 +121,8 @@ func (d *Driver) serve(ctx context.Context, pod *capture.Pod, a *capture.Accepte
 }
 
 // penalize keeps a peer out that attacks again.
-func (d *Driver) penalize(a *capture.Accepted, err error) {
-	if wait := d.penalties.note(time.Now(), a.Peer.Addr()); wait > 0 {
+func (d *Driver) penalize(pod *capture.Pod, a *capture.Accepted, err error) {
+	if wait := d.penalties.note(time.Now(), offender{pod.UID, a.Peer.Addr()}); wait > 0 {
 		d.cfg.Log.Warn("a peer breaks the rules of HTTP/2 again and is kept out", obs.F("src.addr", a.Peer), obs.F("dst.addr", a.Local),
 			obs.F("for", wait), obs.Err(err))
 	}

@@ -29,7 +29,15 @@ const (
 // after the last one (TestPenalties).
 type penalties struct {
 	mu sync.Mutex
-	by map[netip.Addr]*penalty
+	by map[offender]*penalty
+}
+
+// offender is a peer at one pod: what it did there keeps it out nowhere else, so
+// that a pod which attacks its neighbour does not cut others off from theirs who
+// share an address.
+type offender struct {
+	pod  string // its uid
+	peer netip.Addr
 }
 
 type penalty struct {
@@ -40,13 +48,13 @@ type penalty struct {
 }
 
 // note is a violation by a peer; it returns for how long the peer is kept out.
-func (p *penalties) note(now time.Time, peer netip.Addr) time.Duration {
+func (p *penalties) note(now time.Time, peer offender) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := p.by[peer]
 	if e == nil || now.Sub(e.last) > penaltyMemory {
 		if p.by == nil {
-			p.by = map[netip.Addr]*penalty{}
+			p.by = map[offender]*penalty{}
 		}
 		if e == nil && len(p.by) >= penaltyPeers {
 			p.forget(now)
@@ -69,7 +77,7 @@ func (p *penalties) note(now time.Time, peer netip.Addr) time.Duration {
 
 // forget makes room: for all who are remembered for nothing any more, else for whose deed is the oldest.
 func (p *penalties) forget(now time.Time) {
-	var oldest netip.Addr
+	var oldest offender
 	var last time.Time
 	for a, e := range p.by {
 		if now.Sub(e.last) > penaltyMemory {
@@ -95,7 +103,7 @@ func (e *PenaltyError) Error() string {
 }
 
 // check says whether a peer is let in. first is the first refusal of a penalty: the others need not be written down.
-func (p *penalties) check(now time.Time, peer netip.Addr) (refusal *PenaltyError, first bool) {
+func (p *penalties) check(now time.Time, peer offender) (refusal *PenaltyError, first bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := p.by[peer]

@@ -8,9 +8,10 @@ import (
 
 func TestPenalties(t *testing.T) {
 	var p penalties
-	peer, other := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	peer := offender{"a", netip.MustParseAddr("10.0.0.1")}
+	others := []offender{{"a", netip.MustParseAddr("10.0.0.2")}, {"b", peer.peer}}
 	now := time.Unix(1000, 0)
-	out := func(a netip.Addr) time.Duration {
+	out := func(a offender) time.Duration {
 		if r, _ := p.check(now, a); r != nil {
 			return r.For
 		}
@@ -24,8 +25,10 @@ func TestPenalties(t *testing.T) {
 		if d := p.note(now, peer); d != want || out(peer) != want {
 			t.Errorf("deed %d: kept out for %v and %v, want %v", i+2, d, out(peer), want)
 		}
-		if d := out(other); d != 0 {
-			t.Errorf("another peer is kept out for %v", d)
+		for _, other := range others {
+			if d := out(other); d != 0 {
+				t.Errorf("%v is kept out for %v", other, d)
+			}
 		}
 		now = now.Add(want - 1)
 		if d := out(peer); d != 1 {
@@ -44,7 +47,7 @@ func TestPenalties(t *testing.T) {
 
 func TestFirstRefusalOfAPenalty(t *testing.T) {
 	var p penalties
-	peer, now := netip.MustParseAddr("10.0.0.1"), time.Unix(1000, 0)
+	peer, now := offender{"a", netip.MustParseAddr("10.0.0.1")}, time.Unix(1000, 0)
 	for range 2 {
 		p.note(now, peer)
 		p.note(now, peer)
@@ -59,11 +62,11 @@ func TestFirstRefusalOfAPenalty(t *testing.T) {
 func TestPenaltiesAreBounded(t *testing.T) {
 	var p penalties
 	now := time.Unix(1000, 0)
-	a := netip.MustParseAddr("10.0.0.1")
+	a := offender{"a", netip.MustParseAddr("10.0.0.1")}
 	first := a
 	for range 3 * penaltyPeers {
 		p.note(now, a)
-		a, now = a.Next(), now.Add(time.Microsecond)
+		a.peer, now = a.peer.Next(), now.Add(time.Microsecond)
 		if len(p.by) > penaltyPeers {
 			t.Fatalf("%d peers are remembered", len(p.by))
 		}
