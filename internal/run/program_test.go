@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestProgramPages(t *testing.T) {
+func TestMapping(t *testing.T) {
 	const exe = "/opt/my mesh/ztunnel"
 	for _, tc := range []struct {
 		line     string
@@ -25,10 +25,29 @@ func TestProgramPages(t *testing.T) {
 		{"zz-00c99000 r-xp 00001000 fe:00 131 /opt/my mesh/ztunnel", 0, 0},
 		{"", 0, 0},
 	} {
-		from, to, ok := programPages(tc.line, exe)
-		if from != tc.from || to != tc.to || ok != (tc.to != 0) {
-			t.Errorf("%q: %x-%x %v, want %x-%x", tc.line, from, to, ok, tc.from, tc.to)
+		p, ok := mapping([]byte(tc.line), exe)
+		if p.from != tc.from || p.to != tc.to || ok != (tc.to != 0) {
+			t.Errorf("%q: %x-%x %v, want %x-%x", tc.line, p.from, p.to, ok, tc.from, tc.to)
 		}
+	}
+}
+
+// TestChangedPagesStay: what was relocated or patched cannot come back from the file.
+func TestChangedPagesStay(t *testing.T) {
+	const smaps = `00400000-00500000 r-xp 00001000 fe:00 131 /bin/ztunnel
+Size:               1024 kB
+Anonymous:             0 kB
+00500000-00600000 r--p 00101000 fe:00 131 /bin/ztunnel
+Size:               1024 kB
+Anonymous:             4 kB
+00600000-00700000 r--p 00201000 fe:00 131 /bin/ztunnel
+Size:               1024 kB
+00700000-00800000 r--p 00201000 fe:00 132 /lib/other
+Anonymous:             0 kB
+`
+	got := programPages([]byte(smaps), "/bin/ztunnel")
+	if len(got) != 1 || got[0] != (pages{0x400000, 0x500000}) {
+		t.Errorf("%x", got)
 	}
 }
 
