@@ -42,6 +42,7 @@ type Lot struct {
 	fd     int
 	awake  *Feeder // a ring of those that are being fed
 	count  int     // of the ring
+	rest   int     // of a round that was broken off, to be looked at soon
 	parked []*Feeder
 	free   []int32 // places in parked
 	timer  *time.Timer
@@ -167,8 +168,11 @@ func (l *Lot) look() {
 	if l.closed || l.count == 0 {
 		return
 	}
-	kicks := 0
-	for n := l.count; n > 0 && kicks < lotKicks; n-- {
+	kicks, n := 0, l.count
+	if l.rest > 0 {
+		n = min(l.rest, n)
+	}
+	for ; n > 0 && kicks < lotKicks; n-- {
 		f := l.awake
 		l.awake = f.lot.next
 		now := f.lot.turns.Load()
@@ -179,7 +183,7 @@ func (l *Lot) look() {
 		f.lot.seen = now
 	}
 	pause := l.quiet
-	if kicks == lotKicks {
+	if l.rest = n; n > 0 { // those behind are not judged again before their time
 		pause = min(lotPause, l.quiet)
 	}
 	l.timer = time.AfterFunc(pause, l.look)

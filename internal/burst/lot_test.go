@@ -254,3 +254,38 @@ func TestClosedFile(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestBrokenOffRound: a look that had too many to end goes on with those it has not seen, and judges nobody twice.
+func TestBrokenOffRound(t *testing.T) {
+	l := NewLot(nil)
+	const silent = lotKicks + 100
+	all := make([]*Feeder, silent)
+	for i := range all {
+		conn, other := net.Pipe()
+		t.Cleanup(func() { _, _ = conn.Close(), other.Close() })
+		all[i] = &Feeder{nc: conn, lot: &lodger{in: l}}
+		l.enter(all[i])
+		all[i].lot.seen = 0 // nothing since the last look
+	}
+	look := func() (kicked int) {
+		l.look()
+		l.mu.Lock()
+		l.timer.Stop()
+		l.mu.Unlock()
+		for _, f := range all {
+			if f.lot.kicked.Swap(false) {
+				kicked++
+			}
+		}
+		return kicked
+	}
+	if n := look(); n != lotKicks {
+		t.Errorf("the first look ended %d waits, want %d", n, lotKicks)
+	}
+	if n := look(); n != silent-lotKicks {
+		t.Errorf("the second look ended %d waits, want the %d that were left", n, silent-lotKicks)
+	}
+	if n := look(); n != lotKicks {
+		t.Errorf("a new round ended %d waits, want %d", n, lotKicks)
+	}
+}
