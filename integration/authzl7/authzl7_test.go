@@ -85,7 +85,7 @@ func write(t *testing.T, file string, v any) {
 // seam has another program's room read what is in dir and leave what it makes of it.
 func seam(t *testing.T, dir, room string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-pgo=off", "-count=1", "-run", "^TestSeam$", room)
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-pgo=off", "-tags", "seam", "-count=1", "-run", "^TestSeam$", room)
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "MARROW_SEAM="+dir)
 	if out, err := cmd.CombinedOutput(); err != nil {
