@@ -53,50 +53,6 @@ func (a Asker) Ask(ctx context.Context, f *filters.ExtAuthz, in filters.AuthzInp
 	return answer
 }
 
-// reply is an answer as it came.
-type reply struct {
-	status  int
-	header  http.Header
-	trailer http.Header
-	body    []byte
-}
-
-func (a Asker) send(ctx context.Context, cluster string, major int, r *http.Request) (*reply, error) {
-	c := a.Upstreams.Get(cluster)
-	if c == nil {
-		return nil, errors.New("there is no such cluster")
-	}
-	c, err := c.Warm(ctx)
-	if err != nil {
-		return nil, err
-	}
-	host, err := c.Pick(upstream.Choice{Rand: a.Rand})
-	if err != nil {
-		return nil, err
-	}
-	end, err := c.Begin(ctx, host, major)
-	if err != nil {
-		return nil, err
-	}
-	defer end()
-	r.URL.Scheme, r.URL.Host = "http", host.Addr.String()
-	resp, err := c.Transport(host, upstream.Via{Major: major, Authority: r.Host}).RoundTrip(r.WithContext(ctx))
-	if err != nil {
-		c.Report(host, upstream.LocalErr)
-		return nil, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	c.Report(host, upstream.ResultOf(resp.StatusCode))
-	body, err := io.ReadAll(io.LimitReader(resp.Body, longestAnswer+1))
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("read the answer: %w", err)
-	case len(body) > longestAnswer:
-		return nil, fmt.Errorf("the answer is longer than %d bytes", longestAnswer)
-	}
-	return &reply{status: resp.StatusCode, header: resp.Header, trailer: resp.Trailer, body: body}, nil
-}
-
 func (a Asker) http(ctx context.Context, f *filters.ExtAuthz, in filters.AuthzInput) (filters.AuthzAnswer, error) {
 	target, host, h := f.HTTPCheck(in)
 	u := &url.URL{}
@@ -114,11 +70,11 @@ func (a Asker) http(ctx context.Context, f *filters.ExtAuthz, in filters.AuthzIn
 	}
 	r := &http.Request{Method: in.Request.Method, URL: u, Host: host, Header: h, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	setBody(r, in.Body)
-	reply, err := a.send(ctx, f.Cluster, 1, r)
+	reply, err := a.Upstreams.Ask(ctx, f.Cluster, a.Rand, 1, r, longestAnswer)
 	if err != nil {
 		return filters.AuthzAnswer{}, err
 	}
-	return f.OfHTTP(reply.status, reply.header, string(reply.body)), nil
+	return f.OfHTTP(reply.Status, reply.Header, string(reply.Body)), nil
 }
 
 func setBody(r *http.Request, body []byte) {
@@ -147,7 +103,7 @@ func (a Asker) grpc(ctx context.Context, f *filters.ExtAuthz, in filters.AuthzIn
 		delete(r.Header, "Grpc-Timeout")
 	}
 	setBody(r, append(frame, msg...))
-	reply, err := a.send(ctx, f.Cluster, 2, r)
+	reply, err := a.Upstreams.Ask(ctx, f.Cluster, a.Rand, 2, r, longestAnswer)
 	if err != nil {
 		return none, err
 	}
@@ -159,24 +115,24 @@ func (a Asker) grpc(ctx context.Context, f *filters.ExtAuthz, in filters.AuthzIn
 }
 
 // readCheck reads the one message of an answer and its status.
-func readCheck(r *reply) (*authv3.CheckResponse, error) {
-	status := r.trailer.Get("Grpc-Status")
-	message := r.trailer.Get("Grpc-Message")
+func readCheck(r *upstream.Reply) (*authv3.CheckResponse, error) {
+	status := r.Trailer.Get("Grpc-Status")
+	message := r.Trailer.Get("Grpc-Message")
 	if status == "" {
-		status, message = r.header.Get("Grpc-Status"), r.header.Get("Grpc-Message")
+		status, message = r.Header.Get("Grpc-Status"), r.Header.Get("Grpc-Message")
 	}
 	switch {
-	case r.status != http.StatusOK:
-		return nil, fmt.Errorf("HTTP status %d", r.status)
-	case !strings.HasPrefix(r.header.Get("Content-Type"), "application/grpc"):
-		return nil, fmt.Errorf("content type %q is not gRPC", r.header.Get("Content-Type"))
+	case r.Status != http.StatusOK:
+		return nil, fmt.Errorf("HTTP status %d", r.Status)
+	case !strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc"):
+		return nil, fmt.Errorf("content type %q is not gRPC", r.Header.Get("Content-Type"))
 	case status != "0":
 		return nil, fmt.Errorf("gRPC status %q: %q", status, message)
-	case len(r.body) < frameHead || r.body[0] != 0 || uint64(len(r.body)-frameHead) != uint64(binary.BigEndian.Uint32(r.body[1:])):
+	case len(r.Body) < frameHead || r.Body[0] != 0 || uint64(len(r.Body)-frameHead) != uint64(binary.BigEndian.Uint32(r.Body[1:])):
 		return nil, errors.New("the answer is not one plain message")
 	}
 	out := &authv3.CheckResponse{}
-	if err := proto.Unmarshal(r.body[frameHead:], out); err != nil {
+	if err := proto.Unmarshal(r.Body[frameHead:], out); err != nil {
 		return nil, fmt.Errorf("read the answer: %w", err)
 	}
 	return out, nil

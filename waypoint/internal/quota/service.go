@@ -91,38 +91,18 @@ func (c *call) Invoke(ctx context.Context, method string, args, reply any, _ ...
 	if !okIn || !okOut {
 		return fmt.Errorf("call %s with %T and %T: no messages", method, args, reply)
 	}
-	cluster := c.s.clusters.Get(c.cluster)
-	if cluster == nil {
-		return errors.New("cluster is not known")
-	}
-	cluster, err := cluster.Warm(ctx)
+	req, err := c.request(ctx, method, in)
 	if err != nil {
 		return err
 	}
-	host, err := cluster.Pick(upstream.Choice{Rand: c.s.rand})
+	resp, err := c.s.clusters.Ask(ctx, c.cluster, c.s.rand, http2, req, maxReply)
 	if err != nil {
 		return err
 	}
-	end, err := cluster.Begin(ctx, host, http2)
-	if err != nil {
-		return err
-	}
-	defer end()
-	req, err := c.request(ctx, host, method, in)
-	if err != nil {
-		return err
-	}
-	resp, err := cluster.Transport(host, upstream.Via{Major: http2, Authority: req.Host}).RoundTrip(req)
-	if err != nil {
-		cluster.Report(host, upstream.LocalErr)
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	cluster.Report(host, upstream.ResultOf(resp.StatusCode))
 	return read(resp, out)
 }
 
-func (c *call) request(ctx context.Context, host *upstream.Host, method string, in proto.Message) (*http.Request, error) {
+func (c *call) request(ctx context.Context, method string, in proto.Message) (*http.Request, error) {
 	const prefix = 5 // not compressed, and the length
 	body, err := proto.MarshalOptions{}.MarshalAppend(make([]byte, prefix, 256), in)
 	if err != nil {
@@ -137,44 +117,26 @@ func (c *call) request(ctx context.Context, host *upstream.Host, method string, 
 	if authority == "" {
 		authority = c.cluster
 	}
-	return (&http.Request{
-		Method: http.MethodPost, URL: &url.URL{Scheme: "http", Host: host.Addr.String(), Path: method}, Host: hostText(authority), Header: h,
+	return &http.Request{
+		Method: http.MethodPost, URL: &url.URL{Path: method}, Host: upstream.AuthorityOf(authority), Header: h,
 		Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)), Proto: "HTTP/2.0", ProtoMajor: 2,
-	}).WithContext(ctx), nil
-}
-
-// hostText makes a cluster's name, which may hold anything, an authority.
-func hostText(name string) string {
-	out := []byte(name)
-	for i, b := range out {
-		switch {
-		case b >= 'a' && b <= 'z', b >= 'A' && b <= 'Z', b >= '0' && b <= '9', b == '.', b == '-', b == ':', b == '[', b == ']':
-		default:
-			out[i] = '-'
-		}
-	}
-	return string(out)
+	}, nil
 }
 
 // read takes the one message out of an answer.
-func read(resp *http.Response, out proto.Message) error {
-	if resp.StatusCode != http.StatusOK {
-		return status.Errorf(codes.Unavailable, "HTTP status %d", resp.StatusCode)
+func read(resp *upstream.Reply, out proto.Message) error {
+	if resp.Status != http.StatusOK {
+		return status.Errorf(codes.Unavailable, "HTTP status %d", resp.Status)
 	}
 	if s := resp.Header.Get("Grpc-Status"); s != "" && s != "0" { // an answer of trailers alone
 		return grpcError(s, resp.Header.Get("Grpc-Message"))
-	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
-	if err != nil {
-		return err
 	}
 	if s := resp.Trailer.Get("Grpc-Status"); s != "0" {
 		return grpcError(s, resp.Trailer.Get("Grpc-Message"))
 	}
 	const prefix = 5
+	body := resp.Body
 	switch {
-	case len(body) > maxReply:
-		return fmt.Errorf("answer is longer than %d bytes", maxReply)
 	case len(body) < prefix:
 		return errors.New("answer has no message")
 	case body[0] != 0:

@@ -16,8 +16,8 @@ import (
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
 )
 
-// maxAnswer is what is read of a collector's answer.
-const maxAnswer = 64 << 10
+// maxAnswer is the longest answer of a collector.
+const maxAnswer = 1 << 20
 
 // sender brings the spans of one collector there, one request after the other.
 type sender struct {
@@ -99,55 +99,31 @@ func (s *sender) send(ctx context.Context) (lost int, err error) {
 		h.Set("Te", "trailers")
 	}
 	maps.Copy(h, s.provider.Header)
-	resp, text, err := s.post(ctx, major, h, body) //nolint:bodyclose // post reads and closes it
+	resp, err := s.post(ctx, major, h, body)
 	if err != nil {
 		return 0, err
 	}
-	return s.judge(resp, text)
+	return s.judge(resp)
 }
 
-func (s *sender) post(ctx context.Context, major int, h http.Header, body []byte) (*http.Response, []byte, error) {
-	c := s.e.cfg.Upstreams.Get(s.provider.Cluster)
-	if c == nil {
-		return nil, nil, fmt.Errorf("cluster %q is not known", s.provider.Cluster)
-	}
-	c, err := c.Warm(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	host, err := c.Pick(upstream.Choice{Rand: s.e.cfg.Rand})
-	if err != nil {
-		return nil, nil, err
-	}
-	end, err := c.Begin(ctx, host, major)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer end()
+func (s *sender) post(ctx context.Context, major int, h http.Header, body []byte) (*upstream.Reply, error) {
 	u, err := url.ParseRequestURI(s.provider.Path)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	u.Scheme, u.Host = "http", host.Addr.String()
-	req := (&http.Request{
-		Method: http.MethodPost, URL: u, Host: hostText(s.provider.Host), Header: h, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)),
+	req := &http.Request{
+		Method: http.MethodPost, URL: u, Host: upstream.AuthorityOf(s.provider.Host), Header: h,
+		Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)),
 		GetBody: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil },
-	}).WithContext(ctx)
-	resp, err := c.Transport(host, upstream.Via{Major: major}).RoundTrip(req)
-	if err != nil {
-		c.Report(host, upstream.LocalErr)
-		return nil, nil, err
 	}
-	c.Report(host, upstream.ResultOf(resp.StatusCode))
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	_ = resp.Body.Close()
-	return resp, text, err
+	return s.e.cfg.Upstreams.Ask(ctx, s.provider.Cluster, s.e.cfg.Rand, major, req, maxAnswer)
 }
 
 // judge reads a collector's answer.
-func (s *sender) judge(resp *http.Response, text []byte) (lost int, err error) {
-	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return 0, fmt.Errorf("collector answered %d", resp.StatusCode)
+func (s *sender) judge(resp *upstream.Reply) (lost int, err error) {
+	text := resp.Body
+	if resp.Status < 200 || resp.Status > 299 {
+		return 0, fmt.Errorf("collector answered %d", resp.Status)
 	}
 	switch s.provider.Protocol {
 	case trace.OTLPHTTP:
@@ -168,17 +144,4 @@ func (s *sender) judge(resp *http.Response, text []byte) (lost int, err error) {
 	case trace.ZipkinJSON:
 	}
 	return 0, nil
-}
-
-// hostText makes a cluster's name, which may hold anything, an authority.
-func hostText(name string) string {
-	out := []byte(name)
-	for i, b := range out {
-		switch {
-		case b >= 'a' && b <= 'z', b >= 'A' && b <= 'Z', b >= '0' && b <= '9', b == '.', b == '-', b == ':', b == '[', b == ']':
-		default:
-			out[i] = '-'
-		}
-	}
-	return string(out)
 }

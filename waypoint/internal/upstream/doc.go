@@ -4,6 +4,7 @@
 // failures, pooled connections) lives on as long as the endpoint keeps its address and its identity. An endpoint in the mesh is reached
 // through a tunnel to its node's proxy, as this waypoint's identity, and has to present the identity that the control plane named; any
 // other endpoint is reached directly. It never decides which cluster a request takes and never retries.
+// Rooms that have questions of their own put them by Store.Ask.
 //
 // How an endpoint is chosen follows Envoy: priorities share the load by how much of them is usable (TestFailoverByPriority), localities
 // by their weights (TestLocalityWeights), endpoints by weight, load, turn or hash; ring and Maglev table are point for point Envoy's,

@@ -149,12 +149,13 @@ func (d *derivation) backendHost(ref gatewayv1.BackendObjectReference, namespace
 	return host, port, "", ""
 }
 
-// gatewayBackend resolves one weighted reference; a broken one keeps its share of the traffic and answers 500.
-func (d *derivation) gatewayBackend(owner routeOwner, ref gatewayv1.BackendRef, requestPort uint32) backend {
+// gatewayBackend resolves one weighted reference; a broken one keeps its share of the
+// traffic and answers 500. http tells requests from bytes.
+func (d *derivation) gatewayBackend(owner routeOwner, ref gatewayv1.BackendRef, requestPort uint32, http bool) backend {
 	host, port, reason, message := d.permittedHost(owner, ref.BackendObjectReference)
 	b := backend{cluster: UnknownService}
 	if reason == "" {
-		b = d.backendFor(host, "", port, requestPort, true)
+		b = d.backendFor(host, "", port, requestPort, http)
 	} else {
 		d.report(owner.kind, owner.namespace, owner.name, reason, message)
 	}

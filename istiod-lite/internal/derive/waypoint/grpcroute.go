@@ -115,7 +115,7 @@ func (d *derivation) grpcRule(owner routeOwner, rule *gatewayv1.GRPCRouteRule, i
 		}
 	}
 	for j, ref := range rule.BackendRefs {
-		b := d.gatewayBackend(owner, ref.BackendRef, p.Number)
+		b := d.gatewayBackend(owner, ref.BackendRef, p.Number, true)
 		if problem := grpcBackendHeaders(ref.Filters, &b.headers); problem != "" {
 			d.reportRoute(owner, "InvalidFilter", fmt.Sprintf("rules[%d].backendRefs[%d]: %s", index, j, problem))
 			b = backend{cluster: UnknownService, weight: b.weight}

@@ -161,7 +161,7 @@ func (d *derivation) httpRule(owner routeOwner, rule *gatewayv1.HTTPRouteRule, i
 		return
 	}
 	for j, ref := range rule.BackendRefs {
-		b := d.gatewayBackend(owner, ref.BackendRef, p.Number)
+		b := d.gatewayBackend(owner, ref.BackendRef, p.Number, true)
 		for _, filter := range ref.Filters {
 			if problem := backendFilter(filter, &b.headers); problem != "" {
 				d.reportRoute(owner, "InvalidFilter", fmt.Sprintf("rules[%d].backendRefs[%d]: %s", index, j, problem))
@@ -195,7 +195,7 @@ func (d *derivation) gatewayMirror(owner routeOwner, m *gatewayv1.HTTPRequestMir
 	if m == nil {
 		return nil
 	}
-	b := d.gatewayBackend(owner, gatewayv1.BackendRef{BackendObjectReference: m.BackendRef}, p.Number)
+	b := d.gatewayBackend(owner, gatewayv1.BackendRef{BackendObjectReference: m.BackendRef}, p.Number, true)
 	millionths := uint32(million)
 	switch {
 	case m.Percent != nil:

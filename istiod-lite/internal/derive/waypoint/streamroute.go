@@ -61,7 +61,7 @@ func (d *derivation) gatewayTCP(s *Service, p Port) ([]tcpTarget, bool) {
 func (d *derivation) streamBackends(owner routeOwner, refs []gatewayv1.BackendRef, p Port) []tcpTarget {
 	var out []tcpTarget
 	for _, ref := range refs {
-		b := d.gatewayStream(owner, ref, p.Number)
+		b := d.gatewayBackend(owner, ref, p.Number, false)
 		if b.weight > 0 {
 			out = append(out, tcpTarget{cluster: b.cluster, weight: b.weight})
 		}
@@ -74,22 +74,6 @@ func orNobody(out []tcpTarget) []tcpTarget {
 		return []tcpTarget{{cluster: UnknownService, weight: 1}}
 	}
 	return out
-}
-
-// gatewayStream resolves a reference for bytes.
-func (d *derivation) gatewayStream(owner routeOwner, ref gatewayv1.BackendRef, requestPort uint32) backend {
-	host, port, reason, message := d.permittedHost(owner, ref.BackendObjectReference)
-	b := backend{cluster: UnknownService}
-	if reason == "" {
-		b = d.backendFor(host, "", port, requestPort, false)
-	} else {
-		d.report(owner.kind, owner.namespace, owner.name, reason, message)
-	}
-	b.weight = 1
-	if ref.Weight != nil {
-		b.weight = uint32(max(*ref.Weight, 0))
-	}
-	return b
 }
 
 // istioTLS is the first VirtualService's tls route whose only name is the service's.
