@@ -21,6 +21,10 @@ const leanStart = time.Second
 // once per interval and does something only if collections have run since, or
 // the heap has grown: an idle process is left alone (docs/adr/0011).
 func Lean(ctx context.Context, interval time.Duration) error {
+	return lean(ctx, interval, unmapProgram)
+}
+
+func lean(ctx context.Context, interval time.Duration, unmap func()) error {
 	look := time.NewTimer(min(leanStart, interval))
 	defer look.Stop()
 	for last := (heap{}); ; look.Reset(interval) {
@@ -32,7 +36,7 @@ func Lean(ctx context.Context, interval time.Duration) error {
 		if now := heapNow(); now.cycles != last.cycles || now.objects > last.objects+leanSlack {
 			runtime.GC() // what pools hold survives one collection
 			debug.FreeOSMemory()
-			unmapProgram()
+			unmap()
 			last = heapNow()
 		}
 	}

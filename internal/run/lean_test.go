@@ -3,6 +3,7 @@ package run
 import (
 	"context"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 )
@@ -58,4 +59,28 @@ func TestLeanLeavesAnIdleProcessAlone(t *testing.T) {
 	if n := heapNow().cycles - first; n > 3 { // the runtime may have its own reasons
 		t.Errorf("%d collections in an idle process", n)
 	}
+}
+
+// TestLeanEmptiesPools: what a pool holds is given back too, by a process that does nothing any more.
+func TestLeanEmptiesPools(t *testing.T) {
+	var pool sync.Pool
+	pool.Put(make([]byte, 64<<20))
+	most := holding()
+	ctx, cancel := context.WithCancel(t.Context())
+	unmapped := make(chan struct{}, 100)
+	ended := make(chan error, 1)
+	go func() { ended <- lean(ctx, 20*time.Millisecond, func() { unmapped <- struct{}{} }) }()
+	select {
+	case <-unmapped: // at the start, after the collections
+	case <-time.After(10 * time.Second):
+		t.Error("the program's pages were not given back")
+	}
+	if now := holding(); now+48<<20 > most {
+		t.Errorf("%d MiB are held, %d MiB with a pool's", now>>20, most>>20)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	runtime.KeepAlive(&pool)
 }

@@ -44,6 +44,28 @@ func TestGroupWaitsForAll(t *testing.T) {
 	})
 }
 
+// TestGroupHolds: what is held is waited for and named like a goroutine.
+func TestGroupHolds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := NewGroup(t.Context())
+		release, ok := g.Hold("parked")
+		if got := g.Running(); !ok || len(got) != 1 || got[0] != "parked" {
+			t.Fatalf("held %v, Running() = %v", ok, got)
+		}
+		start := time.Now()
+		time.AfterFunc(time.Second, release)
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(start); d != time.Second {
+			t.Errorf("Wait returned after %v, released after 1 s", d)
+		}
+		if _, ok := g.Hold("late"); ok {
+			t.Error("held by a group that is over")
+		}
+	})
+}
+
 func TestGroupFirstErrorStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		boom := errors.New("boom")
