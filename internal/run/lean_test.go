@@ -64,7 +64,7 @@ func TestLeanLeavesAnIdleProcessAlone(t *testing.T) {
 // TestLeanEmptiesPools: what a pool holds is given back too, by a process that does nothing any more.
 func TestLeanEmptiesPools(t *testing.T) {
 	var pool sync.Pool
-	pool.Put(make([]byte, 64<<20))
+	pool.Put(new([64 << 20]byte))
 	most := holding()
 	ctx, cancel := context.WithCancel(t.Context())
 	unmapped := make(chan struct{}, 100)
