@@ -3,6 +3,7 @@ package tokencorpus
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -112,7 +113,9 @@ const (
 func Cases(now time.Time) ([]Case, error) {
 	m := &maker{}
 	out := append(m.verification(now.Unix()), m.places()...)
-	return append(out, m.policies()...), m.err
+	out = append(append(out, m.policies()...), m.forged()...)
+	printed, err := rfcCases()
+	return append(out, printed...), errors.Join(m.err, err)
 }
 
 func refused(name, text string, header map[string][]string) Case {
