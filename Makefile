@@ -50,7 +50,7 @@ pgo: build ## profile ztunnel under load for two minutes into ztunnel/default.pg
 	@mv $(BUILD)/pgo/merged ztunnel/default.pgo
 
 .PHONY: test
-test: build envoy-bin unit lab h2spec hostile envoy ## all tests that need no more than this machine: unit, lab, attacks, h2spec, Envoy interop
+test: build envoy-bin unit lab h2spec grpc-interop hostile envoy ## all tests that need no more than this machine: unit, lab, attacks, h2spec, gRPC and Envoy interop
 
 # -pgo=off: the tests run no ztunnel of their own, and with its profile all that it imports is compiled once more.
 .PHONY: unit
@@ -80,6 +80,15 @@ ratelimit: build ## a real rate limit service counts for a waypoint in a lab
 	@mkdir -p $(BUILD)
 	@$(GO) build -C integration/ratelimit/tool -o $(abspath $(BUILD))/ratelimit .
 	@$(GO) test -tags lab -count=1 -timeout 5m ./integration/ratelimit/...
+
+.PHONY: grpc-interop-bin
+grpc-interop-bin: build
+	@mkdir -p $(BUILD)
+	@for one in client server; do $(GO) build -C integration/grpcinterop/tool -trimpath -ldflags '-s -w' -o $(abspath $(BUILD))/grpc-interop-$$one google.golang.org/grpc/interop/$$one || exit 1; done
+
+.PHONY: grpc-interop
+grpc-interop: grpc-interop-bin envoy-bin ## grpc-go's interop client and server through our waypoint and gateway, and through Envoy
+	@$(GO) test -tags lab -count=1 -timeout 10m ./integration/grpcinterop/...
 
 .PHONY: hostile
 hostile: build ## attacks on the tunnel port, and how connections end with and without the mesh
