@@ -155,7 +155,7 @@ func compose(g *run.Group, cfg *config.Config, deps Deps, quit func()) (*waypoin
 	w.in.OnTable(func(t *table.Table) { keys.Need(t.KeySources()) })
 	handler := phases.New(phases.Config{
 		Table: w.in.Table, Upstreams: w.ups, Rand: rand.Uint64N, NewID: newID, Telemetry: tel, Log: w.log.Named("phases"), Host: cfg.Pod, Group: g,
-		Node: nodeCluster(id, cfg), Spans: w.spans, Env: deps.Env, Keys: keys,
+		Node: nodeCluster(id, cfg), Self: self(cfg), Spans: w.spans, Env: deps.Env, Keys: keys,
 	})
 	w.front = front.New(front.Config{
 		Table: w.in.Table, Cert: w.deps.Cert, Phases: handler, Detect: cfg.Detect, Log: w.log.Named("front"), TLS: tls, HBONE: hbone.Config{MaxStreams: 100},

@@ -7,9 +7,17 @@ import (
 
 	"github.com/marrowmesh/marrow/internal/identity"
 	"github.com/marrowmesh/marrow/internal/obs"
+	"github.com/marrowmesh/marrow/waypoint/internal/config"
 	"github.com/marrowmesh/marrow/waypoint/internal/edge"
 	"github.com/marrowmesh/marrow/waypoint/internal/phases"
+	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
 )
+
+// self is this proxy as series name it.
+func self(cfg *config.Config) upstream.Workload {
+	name := cfg.Metadata["WORKLOAD_NAME"]
+	return upstream.Workload{Name: name, Namespace: cfg.Namespace, CanonicalName: name, Cluster: cfg.ClusterID}
+}
 
 // border makes what listens at the mesh's border.
 func (w *waypoint) border(id identity.ID, handler *phases.Handler) {

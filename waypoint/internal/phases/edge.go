@@ -71,25 +71,22 @@ func strangersMayNot() []string {
 	}
 }
 
-// trustedClient is the address that the last trusted proxy saw: with n of them in front, the n-th from the end of what they
-// wrote. What cannot be read is not believed, nor anything before it.
+// trustedClient is the address that the farthest trusted proxy saw: with n of them in front, the n-th from the end of what
+// they wrote. What nearer ones wrote is not looked at. An address that cannot be read, or that is not there because
+// somebody came around them, leaves who is connected.
 func trustedClient(lists []string, peer netip.Addr, hops int) netip.Addr {
-	rest := strings.Join(lists, ",")
-	client := peer
-	for hops > 0 {
-		i := strings.LastIndexByte(rest, ',')
-		a, err := netip.ParseAddr(strings.TrimSpace(rest[i+1:]))
-		if err != nil {
-			return peer
-		}
-		client = a.Unmap()
-		hops--
-		if i < 0 && hops > 0 {
-			return peer // fewer hops than there are said to be: somebody came around them
-		}
-		rest = rest[:max(i, 0)]
+	if hops == 0 {
+		return peer
 	}
-	return client
+	list := strings.Split(strings.Join(lists, ","), ",")
+	if len(list) < hops {
+		return peer
+	}
+	a, err := netip.ParseAddr(strings.TrimSpace(list[len(list)-hops]))
+	if err != nil {
+		return peer
+	}
+	return a.Unmap()
 }
 
 // clientCert tells the application which certificate the client showed.

@@ -24,9 +24,10 @@ type Config struct {
 	NewID     func() string // for X-Request-Id
 	Telemetry *telemetry.Telemetry
 	Log       *obs.Logger
-	Host      string     // this pod's name, for %HOSTNAME%
-	Group     *run.Group // owns what outlives a request: mirrored copies
-	Node      string     // the proxies' own cluster name, for rate limits
+	Host      string            // this pod's name, for %HOSTNAME%
+	Group     *run.Group        // owns what outlives a request: mirrored copies
+	Node      string            // the proxies' own cluster name, for rate limits
+	Self      upstream.Workload // this proxy; at the mesh's border it is the source of what goes on into the mesh
 	Limits    Limits
 	Spans     Spans                       // nil = nobody takes spans
 	Env       func(string) (string, bool) // variables that tags of spans name; nil = none

@@ -155,13 +155,15 @@ func (f *flow) connect(ctx context.Context) (upstream.Conn, func(), error) {
 }
 
 func (f *flow) entry() *telemetry.Conn {
-	return &telemetry.Conn{
+	c := &telemetry.Conn{
 		Source:      telemetry.Peer{Workload: f.session.Client, Principal: f.session.principal()},
 		Destination: destination(f.host, f.upstreamPeer),
 		Service:     service(f.cluster, f.chain.Name),
 		Flags:       f.flagText(), Mutual: !f.session.Peer.IsZero(),
 		Received: f.sent.Load(), Sent: f.received.Load(),
 	}
+	c.Reporter, c.Source = f.h.reporting(f.session, c.Source, c.Destination)
+	return c
 }
 
 // progress is the entry of a connection that is open; others may ask for it at any time.

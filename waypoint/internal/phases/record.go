@@ -99,7 +99,21 @@ func (f *facts) entry() *telemetry.Request {
 	}
 	e.Destination = destination(f.host, f.upstreamPeer)
 	e.Service = service(f.cluster, f.chain)
+	e.Reporter, e.Source = x.h.reporting(x.session, e.Source, e.Destination)
 	return e
+}
+
+// reporting says as what something is told, and who its source is. Who came in at the border is nobody in the mesh: there
+// this proxy is the source, by its own identity where the endpoint has one.
+func (h *Handler) reporting(s *Session, source, destination telemetry.Peer) (telemetry.Reporter, telemetry.Peer) {
+	if s.Edge == nil {
+		return telemetry.Waypoint, source
+	}
+	self := telemetry.Peer{Workload: h.cfg.Self}
+	if destination.Principal != "" {
+		self.Principal = s.Local.String()
+	}
+	return telemetry.Gateway, self
 }
 
 func headerSize(h http.Header) (n int64) {

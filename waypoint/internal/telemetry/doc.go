@@ -1,4 +1,5 @@
-// Package telemetry counts requests and connections in Istio's standard series, as reporter "waypoint", and writes access log lines.
+// Package telemetry counts requests and connections in Istio's standard series, as reporter "waypoint" or, of a gateway,
+// "source" (TestGatewayReportsAsSource), and writes access log lines.
 //
 // It does not know where its numbers come from: phases gives it finished entries. A label whose value is not known is "unknown".
 //

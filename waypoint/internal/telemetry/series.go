@@ -11,6 +11,7 @@ import (
 
 // kind is what the labels of a request are made of: requests of one kind count in the same series.
 type kind struct {
+	by                  Reporter
 	source, destination Peer
 	service             upstream.Service
 	protocol            string
@@ -36,14 +37,14 @@ type found struct {
 const maxFound = 4096
 
 func (t *Telemetry) seriesOf(r *Request) *seriesSet {
-	k := kind{r.Source, r.Destination, r.Service, r.Protocol, r.Code, r.GRPC, r.Flags, r.Mutual}
+	k := kind{r.Reporter, r.Source, r.Destination, r.Service, r.Protocol, r.Code, r.GRPC, r.Flags, r.Mutual}
 	t.found.mu.RLock()
 	s := t.found.of[k]
 	t.found.mu.RUnlock()
 	if s != nil {
 		return s
 	}
-	l := append(labels(r.Source, r.Destination, r.Service, r.Protocol, r.Flags, r.Mutual), strconv.Itoa(r.Code), r.GRPC)
+	l := append(labels(r.Reporter, r.Source, r.Destination, r.Service, r.Protocol, r.Flags, r.Mutual), strconv.Itoa(r.Code), r.GRPC)
 	s = &seriesSet{
 		requests: t.requests.WithLabelValues(l...), duration: t.duration.WithLabelValues(l...),
 		received: t.received.WithLabelValues(l...), sent: t.sent.WithLabelValues(l...),

@@ -18,8 +18,26 @@ type Peer struct {
 	Principal string // "spiffe://…"; empty = none
 }
 
+// Reporter says from which place a request or a connection is told.
+type Reporter uint8
+
+// Reporters.
+const (
+	Waypoint Reporter = iota // between the two
+	Gateway                  // it takes in who has no identity, and is the source of what happens in the mesh
+)
+
+// name is the label's value: Istio's dashboards know no gateways, only ends.
+func (r Reporter) name() string {
+	if r == Gateway {
+		return "source"
+	}
+	return "waypoint"
+}
+
 // Request is one finished request.
 type Request struct {
+	Reporter            Reporter
 	Source, Destination Peer
 	Service             upstream.Service
 	Protocol            string // http or grpc
@@ -34,6 +52,7 @@ type Request struct {
 
 // Conn is one opaque connection; Received counts the bytes from the client.
 type Conn struct {
+	Reporter            Reporter
 	Source, Destination Peer
 	Service             upstream.Service
 	Flags               string
@@ -106,20 +125,23 @@ func known(s string) string {
 	return s
 }
 
-func labels(src, dst Peer, svc upstream.Service, protocol, flags string, mutual bool) []string {
+func labels(by Reporter, src, dst Peer, svc upstream.Service, protocol, flags string, mutual bool) []string {
 	policy := "none"
-	if mutual {
+	switch {
+	case by == Gateway:
+		policy = "" // of the way to the endpoint, which the other end reports
+	case mutual:
 		policy = "mutual_tls"
 	}
 	s, d := src.Workload, dst.Workload
 	app := func(w upstream.Workload) string { return known(first(w.App, w.CanonicalName)) }
 	version := func(w upstream.Workload) string { return known(first(w.Version, w.Revision)) }
 	return []string{
-		"waypoint", known(s.Name), known(s.Namespace), known(src.Principal), app(s), version(s),
+		by.name(), known(s.Name), known(s.Namespace), known(src.Principal), app(s), version(s),
 		known(s.CanonicalName), revision(s), known(s.Cluster), known(d.Name),
 		known(d.Namespace), known(dst.Principal), app(d), version(d),
 		known(d.CanonicalName), revision(d), known(svc.Host), known(svc.Name),
-		known(svc.Namespace), known(d.Cluster), protocol, flags, policy,
+		known(svc.Namespace), known(d.Cluster), protocol, flags, known(policy),
 	}
 }
 
@@ -177,7 +199,7 @@ func (t *Telemetry) Open(now func() *Conn) (done func(*Conn)) {
 }
 
 func connLabels(c *Conn) []string {
-	return labels(c.Source, c.Destination, c.Service, "tcp", c.Flags, c.Mutual)
+	return labels(c.Reporter, c.Source, c.Destination, c.Service, "tcp", c.Flags, c.Mutual)
 }
 
 // count adds what came since the last time.

@@ -107,3 +107,20 @@ func TestLinesAreWhole(t *testing.T) {
 		}
 	}
 }
+
+// TestGatewayReportsAsSource: what Istio's gateways say, and says nothing of how the endpoint was reached.
+func TestGatewayReportsAsSource(t *testing.T) {
+	r := prometheus.NewRegistry()
+	tel := New(r, &bytes.Buffer{})
+	tel.Request(&Request{Reporter: Gateway, Source: Peer{Workload: upstream.Workload{Name: "front-istio"}}, Protocol: "http", Code: 200, Flags: "-", Mutual: true})
+	tel.Request(&Request{Source: Peer{Workload: upstream.Workload{Name: "front-istio"}}, Protocol: "http", Code: 200, Flags: "-", Mutual: true})
+	tel.Open(func() *Conn { return nil })(&Conn{Reporter: Gateway, Flags: "-"})
+	ms := append(series(t, r, "istio_requests_total"), series(t, r, "istio_tcp_connections_closed_total")...)
+	got := map[string]string{}
+	for _, m := range ms {
+		got[label(m, "reporter")+" "+label(m, "request_protocol")] = label(m, "connection_security_policy")
+	}
+	if len(ms) != 3 || got["source http"] != "unknown" || got["waypoint http"] != "mutual_tls" || got["source tcp"] != "unknown" {
+		t.Errorf("%d series, %v", len(ms), got)
+	}
+}

@@ -158,7 +158,7 @@ func (d *derivation) edgeRoutes(p *EdgePort, s *EdgeServer) *routev3.RouteConfig
 		any = any || h.Domain == "*"
 		v := &routev3.VirtualHost{
 			Name: h.Domain + ":" + decimal(p.Number), Domains: []string{h.Domain}, TypedPerFilterConfig: filters,
-			Routes: d.edgeHostRoutes(p, h),
+			Routes: d.edgeHostRoutes(Port{Number: p.Number, Protocol: HTTP, Encrypted: s.TLS != nil}, h),
 		}
 		out.VirtualHosts = append(out.VirtualHosts, v)
 	}
@@ -177,14 +177,13 @@ func noRoute() *routev3.Route {
 	return r
 }
 
-func (d *derivation) edgeHostRoutes(p *EdgePort, h *EdgeHost) []*routev3.Route {
+func (d *derivation) edgeHostRoutes(port Port, h *EdgeHost) []*routev3.Route {
 	if h.Redirect {
 		r := &routev3.Route{Name: "https-redirect", Match: everything(), Action: &routev3.Route_Redirect{Redirect: &routev3.RedirectAction{
 			SchemeRewriteSpecifier: &routev3.RedirectAction_HttpsRedirect{HttpsRedirect: true},
 		}}}
 		return []*routev3.Route{r}
 	}
-	port := Port{Number: p.Number, Protocol: HTTP}
 	var all []ranked
 	for _, r := range h.HTTPRoutes {
 		all = append(all, d.httpRoute(r, port)...)

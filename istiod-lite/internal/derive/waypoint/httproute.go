@@ -156,7 +156,7 @@ func (d *derivation) httpRule(owner routeOwner, rule *gatewayv1.HTTPRouteRule, i
 		}
 	}
 	if redirect != nil {
-		gatewayRedirect(redirect, r)
+		gatewayRedirect(redirect, p, r)
 		f.headers.onRoute(r)
 		return
 	}
@@ -282,7 +282,7 @@ func substitute(expr, replacement string) *matcherv3.RegexMatchAndSubstitute {
 	}
 }
 
-func gatewayRedirect(f *gatewayv1.HTTPRequestRedirectFilter, r *routev3.Route) {
+func gatewayRedirect(f *gatewayv1.HTTPRequestRedirectFilter, p Port, r *routev3.Route) {
 	a := &routev3.RedirectAction{ResponseCode: redirectCode(302)}
 	if f.StatusCode != nil {
 		a.ResponseCode = redirectCode(uint32(*f.StatusCode))
@@ -295,8 +295,11 @@ func gatewayRedirect(f *gatewayv1.HTTPRequestRedirectFilter, r *routev3.Route) {
 		scheme = *f.Scheme
 		a.SchemeRewriteSpecifier = &routev3.RedirectAction_SchemeRedirect{SchemeRedirect: scheme}
 	}
-	if f.Port != nil && !defaultPort(scheme, uint32(*f.Port)) {
-		a.PortRedirect = uint32(*f.Port)
+	switch {
+	case f.Port != nil:
+		a.PortRedirect = p.redirected(scheme, uint32(*f.Port))
+	case scheme == "": // the API wants the listener's
+		a.PortRedirect = p.redirected(scheme, p.Number)
 	}
 	if f.Path != nil {
 		switch {
@@ -314,9 +317,19 @@ func gatewayRedirect(f *gatewayv1.HTTPRequestRedirectFilter, r *routev3.Route) {
 	r.Action = &routev3.Route_Redirect{Redirect: a}
 }
 
-// defaultPort says that a Location need not name the port.
-func defaultPort(scheme string, port uint32) bool {
-	return scheme == "http" && port == 80 || scheme == "https" && port == 443
+// redirected is the port that a redirect of a request at p has to name: none if it is the default of the scheme, the
+// redirect's or that of the request.
+func (p Port) redirected(scheme string, port uint32) uint32 {
+	if scheme == "" {
+		scheme = "http"
+		if p.Encrypted {
+			scheme = "https"
+		}
+	}
+	if scheme == "http" && port == 80 || scheme == "https" && port == 443 {
+		return 0
+	}
+	return port
 }
 
 func redirectCode(status uint32) routev3.RedirectAction_RedirectResponseCode {

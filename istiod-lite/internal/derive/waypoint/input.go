@@ -90,6 +90,8 @@ type Port struct {
 	Number   uint32
 	Name     string
 	Protocol Protocol
+	// Encrypted says that requests came to a gateway by TLS.
+	Encrypted bool
 }
 
 // Service is a destination by name.

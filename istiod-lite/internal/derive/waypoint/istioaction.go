@@ -31,7 +31,7 @@ func (d *derivation) istioAction(v *networkingv1.VirtualService, rule *networkin
 	}
 	switch {
 	case rule.GetRedirect() != nil:
-		if err := istioRedirect(rule.GetRedirect(), r); err != nil {
+		if err := istioRedirect(rule.GetRedirect(), p, r); err != nil {
 			return err
 		}
 		headers.onRoute(r)
@@ -286,7 +286,7 @@ func checkSubstitution(w *networkingapi.RegexRewrite) error {
 	return nil
 }
 
-func istioRedirect(in *networkingapi.HTTPRedirect, r *routev3.Route) error {
+func istioRedirect(in *networkingapi.HTTPRedirect, p Port, r *routev3.Route) error {
 	a := &routev3.RedirectAction{HostRedirect: in.GetAuthority(), ResponseCode: redirectCode(in.GetRedirectCode())}
 	switch in.GetRedirectCode() {
 	case 0, 301, 302, 303, 307, 308:
@@ -296,8 +296,12 @@ func istioRedirect(in *networkingapi.HTTPRedirect, r *routev3.Route) error {
 	if in.GetScheme() != "" {
 		a.SchemeRewriteSpecifier = &routev3.RedirectAction_SchemeRedirect{SchemeRedirect: in.GetScheme()}
 	}
-	if port := in.GetPort(); port != 0 && !defaultPort(in.GetScheme(), port) {
-		a.PortRedirect = port
+	if _, derived := in.GetRedirectPort().(*networkingapi.HTTPRedirect_DerivePort); derived &&
+		in.GetDerivePort() == networkingapi.HTTPRedirect_FROM_REQUEST_PORT {
+		a.PortRedirect = p.redirected(in.GetScheme(), p.Number)
+	}
+	if port := in.GetPort(); port != 0 {
+		a.PortRedirect = p.redirected(in.GetScheme(), port)
 	}
 	for _, v := range []string{in.GetUri(), in.GetPrefixRewrite(), in.GetAuthority()} {
 		if problem := headerProblem("location", v); problem != "" {
