@@ -16,6 +16,7 @@ type Config struct {
 	MaxHeaderList uint32        // decoded header bytes taken; 0 = 64 KiB as server, 16 KiB as client
 	PingInterval  time.Duration // first ping, and pause after each answer; 0 = 10 s, negative = never
 	PingTimeout   time.Duration // silence after a ping that ends the connection; 0 = 20 s
+	Requests      *Requests     // requests of every kind are carried; nil = those that ask for a tunnel, as strictly as that allows
 	Totals        *Totals       // what all connections of this Config do is added to it; nil = nowhere
 }
 

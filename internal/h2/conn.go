@@ -159,6 +159,9 @@ func (c *Conn) greet() {
 	}
 	if c.role == server {
 		s = append(s, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: c.cfg.MaxStreams})
+		if r := c.cfg.Requests; r != nil && r.ExtendedConnect {
+			s = append(s, http2.Setting{ID: http2.SettingEnableConnectProtocol, Val: 1})
+		}
 	} else {
 		s = append(s, http2.Setting{ID: http2.SettingEnablePush, Val: 0})
 	}

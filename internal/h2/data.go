@@ -77,6 +77,9 @@ func (c *Conn) beginData(fh http2.FrameHeader, payload int) (*Stream, error) {
 	case !s.recv.take(n):
 		return nil, c.mistake(s, &ResetError{Code: FlowControl, Reason: "DATA over the stream's window"})
 	}
+	if reason := s.header.content.take(payload, fh.Flags.Has(http2.FlagDataEndStream)); reason != "" {
+		return nil, c.mistake(s, &ResetError{Code: ProtocolError, Reason: reason})
+	}
 	s.give(overhead)
 	if payload == 0 && !fh.Flags.Has(http2.FlagDataEndStream) {
 		return s, c.guard.empty.spend(time.Now())

@@ -3,6 +3,12 @@
 // is rare, and hpack, and owns everything else: windows, limits, liveness,
 // ends.
 //
+// With Config.Requests it carries requests of every kind: all of RFC 9113 section
+// 8 is held to (TestRequestsOfEveryKind, TestContentLength, TestGivenUpIsNotWhole),
+// trailers come and go, informational answers go, and who asks much is given
+// what he earns (TestHonestHaste, TestRapidResetOfRequests, TestManyAnswersWait,
+// TestSlowHeaders). Without it nothing of that is let in.
+//
 // It knows requests only as header fields, never routes, opens no
 // connection, verifies no peer and does not push, prioritise or compress.
 //
@@ -64,6 +70,7 @@
 //     are its updates for what we sent and giving up what it waited for
 //     (TestDataAfterResetIsFree, TestFramesOfRefusedStreams, TestWindowUpdates,
 //     TestGivingUpIsFree).
+//   - An answer that is there at once leaves in one write (TestAnswers).
 //   - A malformed request costs its stream, a broken frame the connection.
 //   - A stream counts against the limit until both directions ended
 //     (TestStreamCountsUntilBothEnds).

@@ -43,8 +43,9 @@ type input struct {
 	fr    *http2.Framer
 	src   bytes.Reader // what fr reads
 	dec   *hpack.Decoder
-	block block  // what dec has decoded
-	hold  []byte // the beginning of what is not there wholly
+	block block     // what dec has decoded
+	hold  []byte    // the beginning of what is not there wholly
+	since time.Time // when hold began, on a connection of Requests
 	small [64]byte
 	part  dataFrame
 	skip  int // bytes to be thrown away
@@ -135,6 +136,9 @@ func (c *Conn) step(p []byte) (int, error) {
 	}
 	if size > len(p) {
 		in.hold = append(in.hold, p...)
+		if c.cfg.Requests != nil {
+			in.since = time.Now()
+		}
 		return len(p), nil
 	}
 	return size, c.act(p[:size])
@@ -146,6 +150,9 @@ func (c *Conn) refill(p []byte) (int, error) {
 	size, err := c.unit(in.hold)
 	if err != nil {
 		return 0, err
+	}
+	if r := c.cfg.Requests; r != nil && time.Since(in.since) > r.headerTimeout() {
+		return 0, violation(EnhanceYourCalm, "a frame takes longer than %v", r.headerTimeout())
 	}
 	n := min(size-len(in.hold), len(p))
 	in.hold = append(in.hold, p[:n]...)

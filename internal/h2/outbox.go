@@ -34,7 +34,8 @@ type outbox struct {
 	frames   uint64    // so far
 	told     uint64    // of them, in Config.Totals
 	writes   uint64    // calls to the connection
-	idle     sync.Cond // flushing became false
+	idle     sync.Cond // flushing became false, or somebody waits for room and there is some
+	crowd    int       // so many do
 	fr       *http2.Framer
 	enc      *hpack.Encoder
 	block    bytes.Buffer
@@ -233,6 +234,9 @@ func (c *Conn) writeOut() {
 	}
 	clear(o.bufs)
 	c.mu.Lock()
+	if o.crowd > 0 {
+		o.idle.Broadcast()
+	}
 	for i, l := range o.lent {
 		l.s.returned(l, err == nil)
 		o.lent[i] = loan{}

@@ -44,6 +44,11 @@ func (c *Conn) onTrailers(s *Stream, k *block) error {
 	case !k.end || k.pseudo > 0:
 		return c.mistake(s, &ResetError{Code: ProtocolError, Reason: "second header block that is no trailer"})
 	}
+	if c.cfg.Requests != nil {
+		if reason := s.takeTrailers(k); reason != "" {
+			return c.mistake(s, &ResetError{Code: ProtocolError, Reason: reason})
+		}
+	}
 	s.endRemote()
 	s.settleLater()
 	return nil
@@ -92,13 +97,16 @@ func (c *Conn) onRequest(k *block) error {
 		c.refuse(k.id, RefusedStream)
 		return c.guard.refused.spend(now)
 	}
-	if reason := malformed(k); reason != "" {
+	length, reason := c.admit(k)
+	if reason != "" {
 		c.refuse(k.id, ProtocolError)
 		return c.guard.odd.spend(now)
 	}
 	s := c.newStream(k.id)
 	if k.end {
 		s.endRemote()
+	} else if c.cfg.Requests != nil {
+		s.header.content = &content{length: length}
 	}
 	if k.truncated {
 		c.out.headers(s.id, []Field{{":status", "431"}}, true, c.peer.maxFrame)

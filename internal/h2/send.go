@@ -185,6 +185,9 @@ func (s *Stream) charge(n int) {
 	s.c.send -= int64(n)
 	s.c.stats.DataOut += uint64(n)
 	s.c.guard.updates.earn(float64(2*(1+n/crumbSize)), updatesSaved)
+	if s.c.cfg.Requests != nil {
+		s.c.guard.pings.earn(1, s.c.guard.pings.burst) // gRPC's peers measure the path by them, one for each round trip that brings data
+	}
 }
 
 // returned takes back a piece of rest that the connection is done with.

@@ -46,8 +46,9 @@ type Stream struct {
 type response struct {
 	got      chan struct{} // closed when done is set; nil if nobody waits
 	fields   []Field
-	done     bool // fields are there, or the stream was cut
-	informal int  // 1xx responses so far
+	done     bool     // fields are there, or the stream was cut
+	informal int      // 1xx responses so far
+	content  *content // of what follows the peer's header, on a connection of Requests
 }
 
 // answered lets those go on who wait for the answer.
