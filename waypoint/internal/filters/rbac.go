@@ -2,6 +2,7 @@ package filters
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -18,7 +19,11 @@ type RBAC struct {
 	rules  *rules // nil = enforces nothing
 	shadow *rules // nil = nothing is tried out
 	prefix string // of the name under which shadow rules leave what they found
+	named  bool
 }
+
+// AsksServerName says that the server's name which a TLS client asks for plays a part, so that the client's first bytes have to be seen.
+func (r *RBAC) AsksServerName() bool { return r.named }
 
 // ShadowKey is the name under which others find the policy that the shadow rules found.
 func (r *RBAC) ShadowKey() string { return ShadowKey(r.prefix) }
@@ -106,7 +111,7 @@ func compileNetworkRBAC(p *networkrbac.RBAC) (*RBAC, error) {
 }
 
 func compileBoth(enforced, shadow *rbacconfig.RBAC, prefix string) (*RBAC, error) {
-	r := &RBAC{prefix: prefix}
+	r := &RBAC{prefix: prefix, named: asksServerName(enforced) || asksServerName(shadow)}
 	var err error
 	if r.rules, err = compileRules(enforced); err != nil {
 		return nil, err
@@ -115,6 +120,30 @@ func compileBoth(enforced, shadow *rbacconfig.RBAC, prefix string) (*RBAC, error
 		return nil, fmt.Errorf("shadow_rules: %w", err)
 	}
 	return r, nil
+}
+
+// asksServerName looks for the condition at any depth.
+func asksServerName(p *rbacconfig.RBAC) bool {
+	var asks func(p *rbacconfig.Permission) bool
+	asks = func(p *rbacconfig.Permission) bool {
+		switch r := p.GetRule().(type) {
+		case *rbacconfig.Permission_AndRules:
+			return slices.ContainsFunc(r.AndRules.GetRules(), asks)
+		case *rbacconfig.Permission_OrRules:
+			return slices.ContainsFunc(r.OrRules.GetRules(), asks)
+		case *rbacconfig.Permission_NotRule:
+			return asks(r.NotRule)
+		case *rbacconfig.Permission_RequestedServerName:
+			return true
+		}
+		return false
+	}
+	for _, pol := range p.GetPolicies() {
+		if slices.ContainsFunc(pol.GetPermissions(), asks) {
+			return true
+		}
+	}
+	return false
 }
 
 func compileRules(p *rbacconfig.RBAC) (*rules, error) {

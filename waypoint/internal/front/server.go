@@ -202,6 +202,10 @@ func (s *Server) stream(ctx context.Context, peer, local identity.ID, source net
 		s.detected(ctx, t, at, session, in, refuse)
 	case chain == nil:
 		refuse(http.StatusNotFound, errors.New("no chain serves this destination (NR)"))
+	case chain.TCP != nil && chain.TCP.Named:
+		if conn, err := in.Accept(nil); err == nil {
+			s.named(ctx, t, chain, session, conn)
+		}
 	case chain.TCP != nil:
 		s.opaque(ctx, chain, session, in, refuse)
 	default:
@@ -232,6 +236,8 @@ func (s *Server) detected(ctx context.Context, t *table.Table, at table.Conn, se
 		refuse(http.StatusNotFound, errors.New("no chain serves this protocol (NR)"))
 	case chain.HTTP != nil:
 		s.serveHTTP(ctx, c, session)
+	case chain.TCP.Named:
+		s.named(ctx, t, chain, session, c)
 	default:
 		s.open.Add(1)
 		defer s.open.Add(-1)

@@ -65,7 +65,8 @@ func (s *Session) attributes(root string) map[string]any {
 		return addressAttributes(s.Destination)
 	case "connection":
 		return map[string]any{
-			"mtls": !s.Peer.IsZero(), "uri_san_peer_certificate": s.principal(), "uri_san_local_certificate": s.Local.String(), "tls_version": "TLSv1.3",
+			"requested_server_name": s.ServerName,
+			"mtls":                  !s.Peer.IsZero(), "uri_san_peer_certificate": s.principal(), "uri_san_local_certificate": s.Local.String(), "tls_version": "TLSv1.3",
 		}
 	case "filter_state":
 		return map[string]any{match.StatePeerPrincipal: s.principal(), match.StateLocalPrincipal: s.Local.String(), match.StateAuthority: s.Authority}

@@ -14,7 +14,6 @@ import (
 type Edge struct {
 	Listener, Chain string
 	Encrypted       bool              // TLS was ended here
-	ServerName      string            // that the client asked for
 	Cert            *x509.Certificate // that the client showed and the chain accepted; nil = none
 }
 

@@ -409,6 +409,7 @@ func candidate(h *upstream.Host, now time.Time) Candidate {
 func (s *Session) connection() match.Request {
 	return match.Request{
 		Source: s.Source, Destination: s.Destination, Port: s.Port, Principal: s.principal(), Local: s.Local.String(), Connect: s.Authority,
+		ServerName: s.ServerName,
 	}
 }
 

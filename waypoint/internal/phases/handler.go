@@ -119,7 +119,7 @@ func (x *exchange) identify() error {
 		Method: x.r.Method, Scheme: "http", Authority: x.r.Host, Header: x.r.Header,
 		Source: s.Source, Destination: s.Destination, Port: s.Port,
 		Principal: s.principal(), Local: s.Local.String(), Connect: s.Authority,
-		GRPC: isGRPC(x.r.Header),
+		GRPC: isGRPC(x.r.Header), ServerName: s.ServerName,
 	}
 	if x.q.GRPC {
 		x.body.calls = &x.facts.asked

@@ -258,10 +258,7 @@ func sessionOperator(s *Session, name, arg string) string {
 		}
 		return s.Authority
 	case "REQUESTED_SERVER_NAME":
-		if s.Edge != nil {
-			return s.Edge.ServerName
-		}
-		return ""
+		return s.ServerName
 	case "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":
 		return ipText(s.Destination)
 	case "DOWNSTREAM_LOCAL_PORT":

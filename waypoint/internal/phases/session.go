@@ -9,7 +9,8 @@ import (
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
 )
 
-// Session is what the outer tunnel told about a connection inside it. It does not change.
+// Session is what is known about a connection before its first request: from the tunnel around it, and from its first bytes where a
+// policy asks for them. It does not change after that.
 type Session struct {
 	Peer        identity.ID    // proven by the client's certificate; zero = none
 	Local       identity.ID    // this waypoint's own
@@ -19,7 +20,9 @@ type Session struct {
 	Authority   string         // of the CONNECT
 	Baggage     string         // of the CONNECT, as it came
 	Client      upstream.Workload
-	Edge        *Edge // of a connection that came in at the mesh's border; nil = through a tunnel
+	// ServerName is of the server that a TLS client asks for, in lower case and without a final dot; empty = none was seen.
+	ServerName string
+	Edge       *Edge // of a connection that came in at the mesh's border; nil = through a tunnel
 }
 
 // principal is the client's name as policies spell it; empty = none.

@@ -62,6 +62,10 @@ func CompileEdge(p *listenerv3.Listener) (*Edge, error) {
 		}
 		e.Chains[c.Name], e.order = c, append(e.order, c)
 	}
+	for _, c := range e.order {
+		// A policy that asks for the name is not to be got around because nobody looked.
+		e.Looks = e.Looks || c.TCP != nil && c.TCP.Named
+	}
 	return e, nil
 }
 

@@ -3,6 +3,7 @@ package table
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -169,6 +170,10 @@ func compileChainOf(p *listenerv3.FilterChain, own func(*EdgeChain, *hcmv3.HttpC
 			return nil, err
 		}
 		t.Filters, c.TCP = before, t
+		t.Named = slices.ContainsFunc(before, func(n filters.Network) bool {
+			r, ok := n.(*filters.RBAC)
+			return ok && r.AsksServerName()
+		})
 		return c, nil
 	default:
 		return nil, fmt.Errorf("network filter %q at the end, type %s: %w", last.GetName(), u, strict.ErrUnsupported)

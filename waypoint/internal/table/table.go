@@ -82,6 +82,8 @@ type TCPChain struct {
 	MaxAge   time.Duration // 0 = none
 	Attempts int           // to connect
 	Logs     []Log
+	// Named says that a policy asks which server a TLS client wants: its first bytes have to be seen before anybody judges.
+	Named bool
 }
 
 // Pick chooses the cluster of an opaque connection.

@@ -87,7 +87,8 @@ func (d *derivation) edgeListener(p *EdgePort) *listenerv3.Listener {
 		l.ListenerFilters = append(l.ListenerFilters, listenerFilter("envoy.filters.listener.proxy_protocol", &proxyprotocolv3.ProxyProtocol{}))
 	}
 	encrypted := slices.ContainsFunc(p.Servers, func(s EdgeServer) bool { return s.TLS != nil || s.TCP != nil && s.TCP.Passthrough })
-	if encrypted {
+	asked := slices.ContainsFunc(p.Servers, func(s EdgeServer) bool { return s.TCP != nil }) && d.policiesFor(nil).asksServerName()
+	if encrypted || asked {
 		l.ListenerFilters = append(l.ListenerFilters, listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspectorv3.TlsInspector{}))
 	}
 	for i := range p.Servers {

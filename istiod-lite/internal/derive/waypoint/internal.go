@@ -59,6 +59,9 @@ func (d *derivation) mainInternal() *listenerv3.Listener {
 	}
 	l.FilterChainMatcher = addressTree(ranges)
 	l.ListenerFilters = d.listenerFilters()
+	if f := d.nameInspector(); f != nil {
+		l.ListenerFilters = append(l.ListenerFilters, f)
+	}
 	return l
 }
 
@@ -97,7 +100,7 @@ func (d *derivation) listenerFilters() []*listenerv3.ListenerFilter {
 	return append(filters, inspector)
 }
 
-// exceptPorts matches the ports that are only ever declared.
+// exceptPorts matches the ports of the first set that are not in the second. nil = there are none.
 func exceptPorts(declared, sniffed map[uint32]bool) *listenerv3.ListenerFilterChainMatchPredicate {
 	var rules []*listenerv3.ListenerFilterChainMatchPredicate
 	for _, port := range sortedPorts(declared) {

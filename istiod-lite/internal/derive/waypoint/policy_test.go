@@ -42,7 +42,6 @@ func TestUnexpressibleFailsClosed(t *testing.T) {
 		"no claim":          when("request.auth.claims[]", "b"),
 		"unclosed claim":    when("request.auth.claims[a", "b"),
 		"unknown of tokens": when("request.auth.weather", "b"),
-		"server name":       when("connection.sni", "a.example"),
 		"unknown key":       when("request.weather", "fine"),
 		"no values":         when("source.ip"),
 		"no source":         from(nil),

@@ -212,7 +212,7 @@ func (t *translation) when(list []*securityapi.Condition) []condition {
 		case w.GetKey() == "destination.port":
 			c.permission = portMatch
 		case w.GetKey() == "connection.sni":
-			c.unsupported = "server names are not looked at here"
+			c.permission = serverNameMatch
 		case strings.HasPrefix(w.GetKey(), "request.auth."):
 			tokenKey(&c, strings.TrimPrefix(w.GetKey(), "request.auth."))
 		default:
@@ -352,6 +352,11 @@ func portMatch(v string) (*rbacv3.Permission, error) {
 		return nil, fmt.Errorf("%q is not a port", v)
 	}
 	return &rbacv3.Permission{Rule: &rbacv3.Permission_DestinationPort{DestinationPort: uint32(n)}}, nil
+}
+
+// serverNameMatch compares with the server that a TLS client asks for. Proxies know it in lower case.
+func serverNameMatch(v string) (*rbacv3.Permission, error) {
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_RequestedServerName{RequestedServerName: wildcard(strings.ToLower(v))}}, nil
 }
 
 // pathMatch reads a path with stars at its ends or a template with {*} and {**}.
