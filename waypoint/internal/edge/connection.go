@@ -115,7 +115,7 @@ func (s *Server) admit(ctx context.Context, listener string, raw net.Conn) (upst
 	}
 	session := &phases.Session{
 		Local: s.cfg.Local, Source: a.source, Destination: a.destination, Port: a.destination.Port(),
-		ServerName: a.hello.ServerName, Edge: &phases.Edge{Listener: listener, Chain: chain.Name},
+		ServerName: a.hello.ServerName, Edge: &phases.Edge{Direct: addrPort(raw.RemoteAddr()), Listener: listener, Chain: chain.Name},
 	}
 	out := p.plain()
 	if chain.TLS != nil {

@@ -450,7 +450,7 @@ func TestDrainLosesNothing(t *testing.T) {
 	}
 }
 
-// TestProxyHeader: what the load balancer says is the client's address.
+// TestProxyHeader: what the load balancer says is the client's address, but not where the packets come from.
 func TestProxyHeader(t *testing.T) {
 	onlyFrom := func(m *hcmv3.HttpConnectionManager) {
 		rules := &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW, Policies: map[string]*rbacv3.Policy{"p": {
@@ -459,7 +459,15 @@ func TestProxyHeader(t *testing.T) {
 				AddressPrefix: "203.0.113.0", PrefixLen: wrapperspb.UInt32(24),
 			}}}},
 		}}}
-		m.HttpFilters = append([]*hcmv3.HttpFilter{{Name: "rbac", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(t, &httprbacv3.RBAC{Rules: rules})}}}, m.GetHttpFilters()...)
+		packets := &rbacv3.RBAC{Action: rbacv3.RBAC_DENY, Policies: map[string]*rbacv3.Policy{"p": {
+			Permissions: []*rbacv3.Permission{{Rule: &rbacv3.Permission_Any{Any: true}}},
+			Principals: []*rbacv3.Principal{{Identifier: &rbacv3.Principal_DirectRemoteIp{DirectRemoteIp: &corev3.CidrRange{
+				AddressPrefix: "203.0.113.0", PrefixLen: wrapperspb.UInt32(24),
+			}}}},
+		}}}
+		for _, r := range []*rbacv3.RBAC{packets, rules} {
+			m.HttpFilters = append([]*hcmv3.HttpFilter{{Name: "rbac", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(t, &httprbacv3.RBAC{Rules: r})}}}, m.GetHttpFilters()...)
+		}
 	}
 	w := start(t, 0, &table.Table{Edges: map[string]*table.Edge{name: listener(t, true, &listenerv3.FilterChain{Name: "plain", Filters: []*listenerv3.Filter{manager(t, "plain", onlyFrom)}})}})
 	for from, want := range map[string]string{"203.0.113.7": "200", "198.51.100.1": "403"} {

@@ -72,18 +72,13 @@ func principal(p *rbacconfig.Principal) (condition, error) {
 	case *rbacconfig.Principal_FilterState:
 		return filterState(i.FilterState)
 	case *rbacconfig.Principal_SourceIp:
-		return cidr(i.SourceIp, sourceIP) //nolint:staticcheck // control planes may still send the old form
+		return cidr(i.SourceIp, func(q *match.Request) netip.Addr { return q.Source.Addr() }) //nolint:staticcheck // control planes may still send the old form
 	case *rbacconfig.Principal_DirectRemoteIp:
 		return cidr(i.DirectRemoteIp, sourceIP)
 	case *rbacconfig.Principal_RemoteIp:
 		// No hop in front of a waypoint is trusted to name another address in X-Forwarded-For, so the remote address is the peer's; at
 		// the border it is what trusted hops say.
-		return cidr(i.RemoteIp, func(q *match.Request) netip.Addr {
-			if q.Remote.IsValid() {
-				return q.Remote
-			}
-			return q.Source.Addr()
-		})
+		return cidr(i.RemoteIp, (*match.Request).Client)
 	case *rbacconfig.Principal_Header:
 		return header(i.Header)
 	case *rbacconfig.Principal_UrlPath:
@@ -96,7 +91,7 @@ func principal(p *rbacconfig.Principal) (condition, error) {
 	return nil, fmt.Errorf("principal %T: %w", p.GetIdentifier(), strict.ErrUnsupported)
 }
 
-func sourceIP(q *match.Request) netip.Addr { return q.Source.Addr() }
+func sourceIP(q *match.Request) netip.Addr { return q.Packets().Addr() }
 
 func negate(c condition, err error) (condition, error) {
 	if err != nil {

@@ -171,7 +171,7 @@ func compileAction(p *routev3.RateLimit_Action) (action, error) {
 		return queryAction(a.QueryParameters)
 	case *routev3.RateLimit_Action_RemoteAddress_:
 		return always("remote_address", func(f *LimitFacts) (string, bool) {
-			ip := f.Request.Source.Addr()
+			ip := f.Request.Client()
 			return ip.Unmap().String(), ip.IsValid()
 		}), nil
 	case *routev3.RateLimit_Action_MaskedRemoteAddress_:
@@ -272,7 +272,7 @@ func maskedAction(p *routev3.RateLimit_Action_MaskedRemoteAddress) (action, erro
 		return nil, fmt.Errorf("masked_remote_address: masks %d and %d are too long", v4, v6)
 	}
 	return always("masked_remote_address", func(f *LimitFacts) (string, bool) {
-		ip, bits := f.Request.Source.Addr().Unmap(), v4
+		ip, bits := f.Request.Client().Unmap(), v4
 		if ip.Is6() {
 			bits = v6
 		}

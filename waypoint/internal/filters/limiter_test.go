@@ -3,6 +3,7 @@ package filters
 import (
 	"errors"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -47,6 +48,20 @@ func parse(t *testing.T, text string) *routev3.RateLimit {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// TestLimitsOfTheClient: requests are counted for the client, not for the proxies that are trusted to tell of it.
+func TestLimitsOfTheClient(t *testing.T) {
+	ls, err := CompileLimits([]*routev3.RateLimit{parse(t, `actions {remote_address {}} actions {masked_remote_address {v4_prefix_mask_len {value: 16}}}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := facts()
+	f.Request.Remote = netip.MustParseAddr("203.0.113.7")
+	got := ls.Descriptors(f, 0)
+	if len(got) != 1 || got[0].Entries[0].Value != "203.0.113.7" || got[0].Entries[1].Value != "203.0.0.0/16" {
+		t.Errorf("%+v", got)
+	}
 }
 
 // TestDescriptors goes through every action.

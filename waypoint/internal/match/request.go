@@ -20,6 +20,7 @@ type Request struct {
 	GRPC      bool
 
 	Source      netip.AddrPort // the client's socket, as the previous hop told it
+	Direct      netip.AddrPort // where the packets come from, be it a load balancer that told of the client; zero = Source
 	Remote      netip.Addr     // the client by the word of trusted proxies in front; zero = Source
 	Destination netip.AddrPort // what the client dialled; zero when it was a host name
 	Port        uint16         // port that the client dialled
@@ -30,6 +31,22 @@ type Request struct {
 
 	// Metadata is what filters found out about this request, by the filter's name: Envoy's dynamic metadata.
 	Metadata map[string]*structpb.Struct
+}
+
+// Client is who asks, as far as anybody trusted says: what limits and balancing go by.
+func (q *Request) Client() netip.Addr {
+	if q.Remote.IsValid() {
+		return q.Remote
+	}
+	return q.Source.Addr()
+}
+
+// Packets is where the connection's packets come from.
+func (q *Request) Packets() netip.AddrPort {
+	if q.Direct.IsValid() {
+		return q.Direct
+	}
+	return q.Source
 }
 
 // Names under which the standard waypoint configuration keeps facts of the outer connection.

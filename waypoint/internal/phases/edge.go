@@ -14,6 +14,7 @@ import (
 type Edge struct {
 	Listener, Chain string
 	Encrypted       bool              // TLS was ended here
+	Direct          netip.AddrPort    // whose packets come, be it a load balancer's
 	Cert            *x509.Certificate // that the client showed and the chain accepted; nil = none
 }
 

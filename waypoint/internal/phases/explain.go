@@ -408,8 +408,8 @@ func candidate(h *upstream.Host, now time.Time) Candidate {
 // connection is what network filters judge.
 func (s *Session) connection() match.Request {
 	return match.Request{
-		Source: s.Source, Destination: s.Destination, Port: s.Port, Principal: s.principal(), Local: s.Local.String(), Connect: s.Authority,
-		ServerName: s.ServerName,
+		Source: s.Source, Direct: s.packets(), Destination: s.Destination, Port: s.Port, Principal: s.principal(), Local: s.Local.String(),
+		Connect: s.Authority, ServerName: s.ServerName,
 	}
 }
 

@@ -117,7 +117,7 @@ func (w *forwarding) hashOf(keys []table.HashKey) (sum uint64, ok bool) {
 		case k.Header != "":
 			v, _ = w.q.Get(k.Header)
 		case k.SourceIP:
-			v = w.q.Source.Addr().String()
+			v = w.q.Client().String()
 		case k.Query != "":
 			if q, err := url.ParseQuery(w.q.Query); err == nil {
 				v = q.Get(k.Query)

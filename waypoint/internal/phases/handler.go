@@ -117,7 +117,7 @@ func (x *exchange) identify() error {
 	x.body = &clientBody{ReadCloser: x.r.Body, total: &x.facts.received}
 	x.q = match.Request{
 		Method: x.r.Method, Scheme: "http", Authority: x.r.Host, Header: x.r.Header,
-		Source: s.Source, Destination: s.Destination, Port: s.Port,
+		Source: s.Source, Direct: s.packets(), Destination: s.Destination, Port: s.Port,
 		Principal: s.principal(), Local: s.Local.String(), Connect: s.Authority,
 		GRPC: isGRPC(x.r.Header), ServerName: s.ServerName,
 	}

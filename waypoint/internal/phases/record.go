@@ -263,10 +263,14 @@ func sessionOperator(s *Session, name, arg string) string {
 		return ipText(s.Destination)
 	case "DOWNSTREAM_LOCAL_PORT":
 		return strconv.Itoa(int(s.Port))
-	case "DOWNSTREAM_REMOTE_ADDRESS", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS":
+	case "DOWNSTREAM_REMOTE_ADDRESS":
 		return s.Source.String()
-	case "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT":
+	case "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":
 		return ipText(s.Source)
+	case "DOWNSTREAM_DIRECT_REMOTE_ADDRESS":
+		return s.packets().String()
+	case "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT":
+		return ipText(s.packets())
 	case "DOWNSTREAM_REMOTE_PORT":
 		return strconv.Itoa(int(s.Source.Port()))
 	case "DOWNSTREAM_PEER_URI_SAN":

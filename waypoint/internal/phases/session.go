@@ -25,6 +25,14 @@ type Session struct {
 	Edge       *Edge // of a connection that came in at the mesh's border; nil = through a tunnel
 }
 
+// packets is where the connection's packets come from: the client, or a load balancer that told of it.
+func (s *Session) packets() netip.AddrPort {
+	if s.Edge != nil && s.Edge.Direct.IsValid() {
+		return s.Edge.Direct
+	}
+	return s.Source
+}
+
 // principal is the client's name as policies spell it; empty = none.
 func (s *Session) principal() string {
 	if s.Peer.IsZero() {
