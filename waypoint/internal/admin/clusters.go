@@ -47,7 +47,7 @@ func (s *Sources) clusterStatus(c *upstream.Cluster) *adminv3.ClusterStatus {
 			Locality: &corev3.Locality{Region: g.Region, Zone: g.Zone, SubZone: g.Subzone},
 			Stats:    []*adminv3.SimpleMetric{{Name: "rq_active", Type: adminv3.SimpleMetric_GAUGE, Value: uint64(max(h.Active(), 0))}},
 			HealthStatus: &adminv3.HostHealthStatus{
-				EdsHealthStatus: corev3.HealthStatus_HEALTHY, FailedOutlierCheck: !h.EjectedUntil(now).IsZero(),
+				EdsHealthStatus: corev3.HealthStatus_HEALTHY, FailedOutlierCheck: !h.EjectedUntil(now).IsZero(), FailedActiveHealthCheck: !c.Well(h),
 			},
 		}
 		if !h.Healthy {
@@ -86,7 +86,7 @@ func (s *Sources) clusterText(b *strings.Builder, c *upstream.Cluster) {
 		g, host := c.Locality(h), h.Host()
 		line("%s::rq_active::%d", host, h.Active())
 		line("%s::hostname::", host)
-		line("%s::health_flags::%s", host, healthFlags(h.Healthy, !h.EjectedUntil(now).IsZero()))
+		line("%s::health_flags::%s", host, healthFlags(h.Healthy, !h.EjectedUntil(now).IsZero(), c.Well(h)))
 		line("%s::weight::%d", host, h.Weight)
 		line("%s::region::%s", host, g.Region)
 		line("%s::zone::%s", host, g.Zone)
@@ -96,8 +96,11 @@ func (s *Sources) clusterText(b *strings.Builder, c *upstream.Cluster) {
 	}
 }
 
-func healthFlags(healthy, ejected bool) string {
+func healthFlags(healthy, ejected, well bool) string {
 	var out []string
+	if !well {
+		out = append(out, "/failed_active_hc")
+	}
 	if !healthy {
 		out = append(out, "/failed_eds_health")
 	}

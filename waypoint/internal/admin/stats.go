@@ -154,7 +154,7 @@ func (s *Sources) own() []stat {
 		active, healthy := int64(0), uint64(0)
 		for _, h := range c.Hosts {
 			active += h.Active()
-			if h.Healthy && h.EjectedUntil(now).IsZero() {
+			if h.Healthy && h.EjectedUntil(now).IsZero() && c.Well(h) {
 				healthy++
 			}
 		}

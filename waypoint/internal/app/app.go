@@ -149,6 +149,7 @@ func compose(g *run.Group, cfg *config.Config, deps Deps, quit func()) (*waypoin
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		})
 	})
+	g.Go("health", func(ctx context.Context) error { return w.ups.CheckHealth(ctx, rand.Uint64N) })
 	w.in = intake.New(w.ups, w.log.Named("intake"))
 	w.spans = spans.New(spans.Config{Upstreams: w.ups, Rand: rand.Uint64N, Log: w.log.Named("spans"), Registry: registry})
 	keys := jwks.New(jwks.Config{Via: w.keyWay, Group: g, Log: w.log.Named("jwks")})

@@ -369,7 +369,7 @@ func (e *explanation) endpoints(name string) {
 	}
 	now, usable := time.Now(), 0
 	for _, h := range c.Hosts {
-		x := candidate(h, now)
+		x := candidate(c, h, now)
 		if x.Usable {
 			usable++
 		}
@@ -386,7 +386,7 @@ func (e *explanation) endpoints(name string) {
 	}
 }
 
-func candidate(h *upstream.Host, now time.Time) Candidate {
+func candidate(of *upstream.Cluster, h *upstream.Host, now time.Time) Candidate {
 	c := Candidate{Address: h.Addr.String(), Workload: h.Workload.Name, Priority: h.Priority, Usable: true}
 	if h.Tunnelled() {
 		c.Tunnel = h.Hop.String()
@@ -399,6 +399,8 @@ func candidate(h *upstream.Host, now time.Time) Candidate {
 		c.Usable, c.Why = false, "not ready"
 	case !until.IsZero():
 		c.Usable, c.Why = false, "ejected until "+until.UTC().Format(time.RFC3339)
+	case !of.Well(h):
+		c.Usable, c.Why = false, "does not pass its health checks"
 	case h.Weight == 0:
 		c.Usable, c.Why = false, "weight 0"
 	}

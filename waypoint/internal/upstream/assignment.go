@@ -41,6 +41,7 @@ type Endpoint struct {
 	Weight   uint32
 	Priority uint32
 	Group    int // in the assignment's groups
+	Check    EndpointCheck
 }
 
 // Workload describes an endpoint or a client for telemetry.
@@ -105,6 +106,9 @@ func compileEndpoint(p *endpointv3.LbEndpoint) (e Endpoint, skip bool, err error
 	e.Weight = 1
 	if w := p.GetLoadBalancingWeight(); w != nil {
 		e.Weight = w.GetValue()
+	}
+	if e.Check, err = compileEndpointCheck(p.GetEndpoint().GetHealthCheckConfig()); err != nil {
+		return e, false, err
 	}
 	meta := p.GetMetadata().GetFilterMetadata()
 	istio := meta["istio"].GetFields()

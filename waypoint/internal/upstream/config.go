@@ -37,6 +37,7 @@ type Config struct {
 	Static         *Assignment // of a static cluster
 	Names          *Names      // to resolve; nil = the endpoints have addresses
 	Outside        *Outside    // of KindOutside
+	Check          *Check      // nil = endpoints are believed
 }
 
 // Conns is how connections are kept.
@@ -112,7 +113,7 @@ func compile(p *clusterv3.Cluster) (*Config, error) {
 		"common_lb_config", "circuit_breakers", "metadata", "typed_extension_protocol_options", "outlier_detection", "transport_socket",
 		"upstream_connection_options", "least_request_lb_config", "round_robin_lb_config", "ring_hash_lb_config", "maglev_lb_config",
 		"http2_protocol_options", "max_requests_per_connection", "dns_lookup_family", "dns_refresh_rate", "cleanup_interval", "respect_dns_ttl",
-		"per_connection_buffer_limit_bytes", "original_dst_lb_config"); err != nil {
+		"per_connection_buffer_limit_bytes", "original_dst_lb_config", "health_checks"); err != nil {
 		return nil, err
 	}
 	if err := c.compileKind(p); err != nil {
@@ -143,6 +144,12 @@ func compile(p *clusterv3.Cluster) (*Config, error) {
 	var err error
 	if c.Outlier, err = compileOutlier(p.GetOutlierDetection()); err != nil {
 		return nil, fmt.Errorf("outlier_detection: %w", err)
+	}
+	if c.Check, err = compileChecks(p.GetHealthChecks()); err != nil {
+		return nil, fmt.Errorf("health_checks: %w", err)
+	}
+	if c.Check != nil && (c.Kind == KindTunnel || c.Kind == KindDialled) {
+		return nil, fmt.Errorf("health_checks: the cluster has no endpoints of its own: %w", strict.ErrUnsupported)
 	}
 	if err := c.compileKeepAlive(p.GetUpstreamConnectionOptions()); err != nil {
 		return nil, fmt.Errorf("upstream_connection_options: %w", err)

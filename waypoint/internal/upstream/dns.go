@@ -67,6 +67,10 @@ func (c *Config) compileNames(p *clusterv3.Cluster) error {
 				if w := e.GetLoadBalancingWeight(); w != nil {
 					out.Weight = w.GetValue()
 				}
+				var err error
+				if out.Check, err = compileEndpointCheck(e.GetEndpoint().GetHealthCheckConfig()); err != nil {
+					return err
+				}
 			}
 			out.Priority, out.Group = g.GetPriority(), len(n.list.Groups)-1
 			n.list.Endpoints, n.hosts = append(n.list.Endpoints, out), append(n.hosts, host)

@@ -10,6 +10,8 @@
 // by their weights (TestLocalityWeights), endpoints by weight, load, turn or hash; ring and Maglev table are point for point Envoy's,
 // so that both send a key to the same place.
 //
+// Where a cluster has health checks, its endpoints are asked as well, over connections that go the way of requests (TestChecks).
+//
 // Invariants: an unhealthy or ejected endpoint is not picked (TestPickSkipsUnhealthy, TestOutlierEjection); a new identity behind an
 // old address never gets a connection of the old one (TestIdentityChangeDropsConnections); limits hold (TestCircuitBreakers); the same
 // hash picks the same endpoint, and the loss of another endpoint moves few (TestHashIsConsistent).

@@ -123,6 +123,7 @@ func (l *line) pass() {
 // may have is in use, if that many may wait. The end has to be called once.
 func (c *Cluster) Begin(ctx context.Context, h *Host, downstreamMajor int) (end func(), err error) {
 	l := &c.Config.Limits
+	c.stats.used.Store(true)
 	if c.stats.active.Add(1) > int64(l.Requests) {
 		c.stats.active.Add(-1)
 		return nil, fmt.Errorf("cluster %q, limit of %d requests: %w", c.Config.Name, l.Requests, ErrOverflow)
@@ -154,6 +155,7 @@ func (c *Cluster) Begin(ctx context.Context, h *Host, downstreamMajor int) (end 
 
 // BeginConn counts an opaque connection to h. The end has to be called once.
 func (c *Cluster) BeginConn(h *Host) (end func(), err error) {
+	c.stats.used.Store(true)
 	if limit := c.Config.Limits.Connections; c.stats.conns.Add(1) > int64(limit) {
 		c.stats.conns.Add(-1)
 		return nil, fmt.Errorf("cluster %q, limit of %d connections: %w", c.Config.Name, limit, ErrOverflow)

@@ -43,6 +43,8 @@ type clusterStats struct {
 	changes atomic.Uint64 // of who is in rotation
 	line    line
 	sweep   sweep
+	used    atomic.Bool // somebody was connected to it, or was about to be
+	checked checked
 }
 
 // Host is an endpoint with what was learnt of it.
@@ -60,6 +62,7 @@ type hostState struct {
 	tally   tally     // since the last sweep
 	ejected time.Time // until then; zero = never
 	times   uint32    // how often, less one for every interval in peace since then
+	health  condition
 	pools   pools
 }
 
@@ -97,7 +100,13 @@ func (c *Cluster) Warm(ctx context.Context) (*Cluster, error) {
 		return nil, fmt.Errorf("cluster %q has no endpoints yet: %w", c.Config.Name, ErrNoHealthy)
 	}
 	if now := c.store.Get(c.Config.Name); now != nil {
-		return now, nil
+		c = now
+	}
+	if c.Config.Check != nil {
+		select {
+		case <-c.stats.checked.done:
+		case <-ctx.Done(): // then the threshold of panic decides
+		}
 	}
 	return c, nil
 }

@@ -74,7 +74,7 @@ func (c *Cluster) draw(now time.Time) *picture {
 			if !back.IsZero() && (p.until.IsZero() || back.Before(p.until)) {
 				p.until = back
 			}
-			if h.Healthy && back.IsZero() {
+			if h.Healthy && back.IsZero() && c.well(h) {
 				usable = append(usable, h)
 			}
 		}

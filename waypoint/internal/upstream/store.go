@@ -16,6 +16,7 @@ type Store struct {
 
 	secrets atomic.Pointer[map[string]Secret]
 	renamed chan struct{} // the clusters may have other names now
+	moved   chan struct{} // other endpoints may have to be checked now
 
 	mu       sync.Mutex
 	clusters map[string]*Config
@@ -24,7 +25,7 @@ type Store struct {
 
 // NewStore makes an empty store whose connections are opened by open.
 func NewStore(open Opener, now func() time.Time) *Store {
-	s := &Store{open: open, now: now, renamed: make(chan struct{}, 1), clusters: map[string]*Config{}, given: map[string]*Assignment{}}
+	s := &Store{open: open, now: now, renamed: make(chan struct{}, 1), moved: make(chan struct{}, 1), clusters: map[string]*Config{}, given: map[string]*Assignment{}}
 	s.cur.Store(&map[string]*Cluster{})
 	s.secrets.Store(&map[string]Secret{})
 	return s
@@ -129,10 +130,14 @@ func (s *Store) publish() {
 		s.retire(old, next[name])
 	}
 	s.retain(next)
+	select {
+	case s.moved <- struct{}{}:
+	default: // it will look again anyway
+	}
 }
 
 func (s *Store) build(cfg *Config, list *Assignment, old *Cluster) *Cluster {
-	c := &Cluster{Config: cfg, list: list, store: s, stats: &clusterStats{}, warm: make(chan struct{})}
+	c := &Cluster{Config: cfg, list: list, store: s, stats: newClusterStats(), warm: make(chan struct{})}
 	now := s.now()
 	have := map[Endpoint]*Host{}
 	if old != nil {

@@ -188,7 +188,7 @@ func TestUnsupportedClustersAreRefused(t *testing.T) {
 	bad := map[string]*clusterv3.Cluster{
 		"renegotiation":   {TransportSocket: &corev3.TransportSocket{ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: renegotiating}}},
 		"custom type":     {ClusterDiscoveryType: &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{Name: "x"}}},
-		"health checks":   {HealthChecks: []*corev3.HealthCheck{{}}},
+		"two checks":      {HealthChecks: []*corev3.HealthCheck{{}, {}}},
 		"subset balancer": {LbSubsetConfig: &clusterv3.Cluster_LbSubsetConfig{}},
 	}
 	for name, c := range bad {
