@@ -70,10 +70,10 @@ lab: build ## tests in network namespaces: real nftables, processes, two nodes
 	@$(GO) test -tags lab -count=1 -timeout 15m ./integration/lab/...
 
 .PHONY: h2spec
-h2spec: build ## h2spec judges the tunnel port of a proxy in a lab
+h2spec: build envoy-bin ## h2spec judges the tunnel port, and the servers of waypoint and gateway beside Envoy's and net/http's
 	@mkdir -p $(BUILD)
 	@$(GO) build -C integration/h2spec/tool -o $(abspath $(BUILD))/h2spec github.com/summerwind/h2spec/cmd/h2spec || [ "$$MARROW_REQUIRE_H2SPEC" != 1 ]
-	@$(GO) test -tags lab -count=1 -timeout 5m ./integration/h2spec/...
+	@$(GO) test -tags lab -count=1 -parallel 4 -timeout 10m ./integration/h2spec/...
 
 .PHONY: ratelimit
 ratelimit: build ## a real rate limit service counts for a waypoint in a lab

@@ -113,16 +113,10 @@ func (l *Lab) Must(tb testing.TB, args ...string) string {
 	return out
 }
 
-// Exec runs a program in a pod.
-func (l *Lab) Exec(tb testing.TB, limit time.Duration, namespace, pod string, command ...string) (string, error) {
+// Exec runs a program in a pod of the World.
+func (l *Lab) Exec(tb testing.TB, limit time.Duration, pod string, command ...string) (string, error) {
 	tb.Helper()
-	return l.Do(tb, limit, append([]string{"lab", "exec", pod, "-n", namespace, "--"}, command...)...)
-}
-
-// Apply hands objects to the lab.
-func (l *Lab) Apply(tb testing.TB, yaml string) {
-	tb.Helper()
-	l.Must(tb, "lab", "apply", "-f", File(tb, yaml))
+	return l.Do(tb, limit, append([]string{"lab", "exec", pod, "-n", Namespace, "--"}, command...)...)
 }
 
 // File is a file with that text; it is gone after the test.

@@ -3,15 +3,7 @@
 package grpcinterop_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/base64"
-	"encoding/pem"
-	"fmt"
 	"maps"
-	"math/big"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -72,106 +64,26 @@ type path struct {
 
 func paths(ca string) []path {
 	return []path{
-		{"HBONE on both sides of the waypoint", "client", "waypoint", []string{"-server_host=meshed", "-server_port=8080"}},
-		{"in the clear on both sides of the gateway", "stranger", "front", []string{"-server_host=front-istio", "-server_port=80"}},
-		{"TLS to the gateway, HBONE from it", "stranger", "front", []string{
+		{"HBONE on both sides of the waypoint", "client", command.Waypoint, []string{"-server_host=meshed", "-server_port=8080"}},
+		{"in the clear on both sides of the gateway", "stranger", command.Gateway, []string{"-server_host=front-istio", "-server_port=80"}},
+		{"TLS to the gateway, HBONE from it", "stranger", command.Gateway, []string{
 			"-server_host=front-istio", "-server_port=443", "-use_tls", "-use_test_ca", "-ca_file=" + ca, "-server_host_override=rpc.example.com",
 		}},
 	}
 }
 
-const namespace = "rpc"
-
-// podYAML is one of the pods: all of them run the server, those that are clients wait by it.
-const podYAML = `---
-apiVersion: v1
-kind: Service
-metadata: {name: NAME, namespace: rpc}
-spec:
-  selector: {app: NAME}
-  ports: [{name: grpc, port: 8080, targetPort: 8080}]
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: NAME, namespace: rpc}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: NAME}}
-  template:
-    metadata: {labels: {app: NAME, istio.io/dataplane-mode: MODE}}
-    spec:
-      nodeSelector: {kubernetes.io/hostname: NODE}
-      terminationGracePeriodSeconds: 1
-      containers:
-        - name: main
-          image: test
-          command: [SERVER, "-port=8080"]
-          ports: [{containerPort: 8080}]
-          readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
-`
-
-// doors lead from outside to the server in the mesh by TLS, to the other in the clear.
-const doors = `---
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: front, namespace: rpc}
-spec:
-  gatewayClassName: istio
-  listeners:
-    - {name: clear, port: 80, protocol: HTTP}
-    - {name: tls, port: 443, protocol: HTTPS, hostname: rpc.example.com, tls: {certificateRefs: [{name: front}]}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: GRPCRoute
-metadata: {name: clear, namespace: rpc}
-spec:
-  parentRefs: [{name: front, sectionName: clear}]
-  rules: [{backendRefs: [{name: bare, port: 8080}]}]
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: GRPCRoute
-metadata: {name: tls, namespace: rpc}
-spec:
-  parentRefs: [{name: front, sectionName: tls}]
-  rules: [{backendRefs: [{name: meshed, port: 8080}]}]
-`
-
-// world is everything but the waypoint, and the file of the authority of the gateway's certificate.
-func world(t *testing.T, server string) (yaml, ca string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, DNSNames: []string{"rpc.example.com"},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	var b strings.Builder
-	b.WriteString("apiVersion: v1\nkind: Namespace\nmetadata: {name: rpc, labels: {istio.io/dataplane-mode: ambient}}\n")
-	for _, p := range []struct{ name, mode, node string }{
-		{"meshed", "ambient", "node-2"}, {"bare", "none", "node-2"}, {"client", "ambient", "node-1"}, {"stranger", "none", "node-1"},
-	} {
-		b.WriteString(strings.NewReplacer("NAME", p.name, "MODE", p.mode, "NODE", p.node, "SERVER", server).Replace(podYAML))
-	}
-	fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Secret\nmetadata: {name: front, namespace: rpc}\ntype: kubernetes.io/tls\ndata: {tls.crt: %s, tls.key: %s}\n",
-		base64.StdEncoding.EncodeToString(chain), base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})))
-	b.WriteString(doors)
-	return b.String(), command.File(t, string(chain))
-}
-
 // TestInterop is grpc-go's judgement of what stands between its client and its server.
 func TestInterop(t *testing.T) {
 	client, server := command.Program(t, "../../build/grpc-interop-client", "grpc-interop"), command.Program(t, "../../build/grpc-interop-server", "grpc-interop")
+	serve := []string{server, "-port=8080"}
+	world := command.World{
+		// Those that are clients wait by serving.
+		Pods: []command.Pod{
+			{Name: "meshed", Node: "node-2", Mesh: true, Command: serve}, {Name: "bare", Node: "node-2", Command: serve},
+			{Name: "client", Node: "node-1", Mesh: true, Command: serve}, {Name: "stranger", Node: "node-1", Command: serve},
+		},
+		Protocol: "grpc", Clear: "bare", TLS: "meshed", Host: "rpc.example.com",
+	}
 	for _, peer := range []struct {
 		name     string
 		waypoint func(testing.TB) string
@@ -180,12 +92,8 @@ func TestInterop(t *testing.T) {
 		{"Envoy", command.Envoy},
 	} {
 		t.Run(peer.name, func(t *testing.T) {
-			waypoint := peer.waypoint(t)
-			yaml, ca := world(t, server)
-			l := command.Up(t, "grpc", waypoint, command.File(t, yaml))
-			l.Must(t, "waypoint", "apply", "-n", namespace, "--name", "waypoint", "--service", "meshed", "--wait")
-			l.Must(t, "lab", "wait", "--timeout", "60s")
-			pods := l.Must(t, "lab", "get", "pods", "-n", namespace)
+			l, ca := world.Start(t, "grpc", peer.waypoint(t), "meshed")
+			pods := l.Must(t, "lab", "get", "pods", "-n", command.Namespace)
 			for _, p := range paths(ca) {
 				t.Run(p.name, func(t *testing.T) {
 					call := func(limit time.Duration, name string) error {
@@ -193,7 +101,7 @@ func TestInterop(t *testing.T) {
 						if strings.HasPrefix(name, "orca_") {
 							args = append(args, reports)
 						}
-						_, err := l.Exec(t, limit, namespace, p.pod, args...)
+						_, err := l.Exec(t, limit, p.pod, args...)
 						return err
 					}
 					// Listeners and routes come a moment after the pods.
@@ -207,11 +115,11 @@ func TestInterop(t *testing.T) {
 					}
 					// All that counts only if nothing goes around the proxy.
 					middle := regexp.MustCompile(p.proxy + `-\S+`).FindString(pods)
-					l.Must(t, "lab", "kill", middle, "-n", namespace, "--signal", "19")
+					l.Must(t, "lab", "kill", middle, "-n", command.Namespace, "--signal", "19")
 					if call(2*time.Second, "empty_unary") == nil {
 						t.Errorf("a call goes past %s, which is stopped", middle)
 					}
-					l.Must(t, "lab", "kill", middle, "-n", namespace, "--signal", "18")
+					l.Must(t, "lab", "kill", middle, "-n", command.Namespace, "--signal", "18")
 				})
 			}
 		})

@@ -10,5 +10,10 @@
 // Clean means that every case passes, or stands in the table of exceptions with
 // its section of RFC 9113 and the reason.
 //
-// Neighbours: integration/arena (the lab), internal/h2 (what is judged).
+// TestServersNotWorse asks the HTTP/2 servers that stand before applications, at
+// the waypoint inside of HBONE and at the gateway in the clear and by TLS, and
+// compares with net/http's server and with a stock Envoy in the same place.
+//
+// Neighbours: integration/command (the labs of that),
+// integration/arena (the lab), internal/h2 (what is judged).
 package h2spec
