@@ -21,7 +21,7 @@ type RateLimitPolicy struct {
 
 // RateLimitPolicySpec is what the author wants.
 type RateLimitPolicySpec struct {
-	// TargetRefs are Services and HTTPRoutes, or Gateways that are waypoints, of the policy's namespace.
+	// TargetRefs are Services and HTTPRoutes, or Gateways (waypoints and those at the border), of the policy's namespace.
 	TargetRefs []TargetRef `json:"targetRefs"`
 	// Rules count on their own: a request has to have room in every rule that it fits.
 	Rules []RateLimitRule `json:"rules"`

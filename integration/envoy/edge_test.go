@@ -74,7 +74,11 @@ func seen(names ...string) func(*border, answer) string {
 		for _, n := range names {
 			out = append(out, n+"="+body.Headers[n])
 		}
-		return strings.ReplaceAll(strings.Join(out, " "), b.self, "SELF")
+		text := strings.Join(out, " ")
+		if b.self != "" {
+			text = strings.ReplaceAll(text, b.self, "SELF")
+		}
+		return text
 	}
 }
 

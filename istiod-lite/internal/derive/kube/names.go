@@ -40,10 +40,11 @@ const (
 // HBONEPort is where waypoints accept tunnels.
 const HBONEPort = 15008
 
-// WaypointClass is the class of the waypoints that this control plane deploys, RemoteClass that of gateways which stand
-// for another network.
+// WaypointClass is the class of the waypoints that this control plane deploys, IngressClass that of gateways at the mesh's
+// border, RemoteClass that of gateways which stand for another network.
 const (
 	WaypointClass = "istio-waypoint"
+	IngressClass  = "istio"
 	RemoteClass   = "istio-remote"
 )
 

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	networkingapi "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
 // edgeHeaderLimit is how long a stranger may take to say what is wanted.
@@ -187,7 +188,7 @@ func (d *derivation) edgeHostRoutes(port Port, h *EdgeHost) []*routev3.Route {
 	}
 	var all []ranked
 	for _, r := range h.HTTPRoutes {
-		all = append(all, d.httpRoute(r, port)...)
+		all = append(all, d.markRoutes(r, d.httpRoute(r, port))...)
 	}
 	for _, r := range h.GRPCRoutes {
 		all = append(all, d.grpcRoute(r, port)...)
@@ -225,6 +226,23 @@ func (d *derivation) edgeTCP(name string, p *EdgePort, t *EdgeTCP) *listenerv3.F
 		proxy.ClusterSpecifier = &tcpproxyv3.TcpProxy_WeightedClusters{WeightedClusters: weighted}
 	}
 	return networkFilter("envoy.filters.network.tcp_proxy", proxy)
+}
+
+// serves says whether an HTTPRoute is bound to one of the gateway's hosts.
+func (e *Edge) serves(namespace, name string) bool {
+	for _, p := range e.Ports {
+		for _, s := range p.Servers {
+			if s.HTTP == nil {
+				continue
+			}
+			for _, h := range s.HTTP.Hosts {
+				if slices.ContainsFunc(h.HTTPRoutes, func(r *gatewayv1.HTTPRoute) bool { return r.Namespace == namespace && r.Name == name }) {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // countsAs says whether a list of gateways in an object of the namespace means the proxy for which routes are being made.

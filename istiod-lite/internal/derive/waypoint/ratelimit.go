@@ -104,6 +104,10 @@ func (d *derivation) limitScopes(o *policy.RateLimitPolicy, s *Service, p Port) 
 			if o.Namespace == d.in.Gateway.Namespace && ref.Name == d.in.Gateway.Name {
 				return []string{""}
 			}
+		case d.in.Edge != nil:
+			if ref.Kind == "HTTPRoute" && d.in.Edge.serves(o.Namespace, ref.Name) {
+				routes = append(routes, o.Namespace+"/"+ref.Name)
+			}
 		case s == nil:
 		case ref.Kind == "Service":
 			if s.Kind == ref.Kind && o.Namespace == s.Namespace && ref.Name == s.Name {

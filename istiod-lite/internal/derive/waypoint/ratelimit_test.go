@@ -71,7 +71,8 @@ func TestLimitConditions(t *testing.T) {
 	}{
 		{"good", limit(web, nil), "Accepted", "ResolvedRefs", ""},
 		{"waypoint", limit(gateway("wp"), nil), "Accepted", "ResolvedRefs", ""},
-		{"another gateway", limit(gateway("edge"), nil), "TargetNotFound", "RefNotFound", "is no waypoint"},
+		{"at the border", limit(gateway("edge"), nil), "Accepted", "ResolvedRefs", ""},
+		{"another gateway", limit(gateway("foreign"), nil), "TargetNotFound", "RefNotFound", "is no gateway of this mesh"},
 		{"route", limit(policy.TargetRef{Group: gatewayv1.GroupName, Kind: "HTTPRoute", Name: "r"}, nil), "Accepted", "ResolvedRefs", ""},
 		{"lost target", limit(policy.TargetRef{Kind: "Service", Name: "gone"}, nil), "TargetNotFound", "RefNotFound", "Service shop/gone does not exist"},
 		{"service", limit(web, &policy.RateLimitService{Name: "rls", Port: 80}), "Accepted", "ResolvedRefs", ""},
@@ -88,6 +89,7 @@ func TestLimitConditions(t *testing.T) {
 				Gateways: []*gatewayv1.Gateway{
 					{ObjectMeta: meta("wp"), Spec: gatewayv1.GatewaySpec{GatewayClassName: "istio-waypoint"}},
 					{ObjectMeta: meta("edge"), Spec: gatewayv1.GatewaySpec{GatewayClassName: "istio"}},
+					{ObjectMeta: meta("foreign"), Spec: gatewayv1.GatewaySpec{GatewayClassName: "other"}},
 				},
 				Policies: []*policy.RateLimitPolicy{tc.p},
 			})[types.NamespacedName{Namespace: "shop", Name: "p"}]

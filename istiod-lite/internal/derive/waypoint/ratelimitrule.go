@@ -52,6 +52,10 @@ func (d *derivation) rateLimits(r limitRule, global bool) []*routev3.RateLimit {
 	}
 	switch key.Type {
 	case policy.KeyIdentity:
+		if d.in.Edge != nil {
+			keys = append(keys, nil) // nobody who comes in has an identity: they share what one would have
+			break
+		}
 		keys = append(keys, []*routev3.RateLimit_Action{expression(entryIdentity, peerPrincipal())})
 	case policy.KeySourceIP:
 		keys = append(keys, []*routev3.RateLimit_Action{{ActionSpecifier: &routev3.RateLimit_Action_RemoteAddress_{RemoteAddress: &routev3.RateLimit_Action_RemoteAddress{}}}})

@@ -44,7 +44,7 @@ func LimitConditions(in LimitRows) map[types.NamespacedName][]LimitCondition {
 		found["HTTPRoute "+kube.NameOf(r).String()] = true
 	}
 	for _, g := range in.Gateways {
-		if g.Spec.GatewayClassName == kube.WaypointClass {
+		if g.Spec.GatewayClassName == kube.WaypointClass || g.Spec.GatewayClassName == kube.IngressClass {
 			found["Gateway "+kube.NameOf(g).String()] = true
 		}
 	}
@@ -56,7 +56,7 @@ func LimitConditions(in LimitRows) map[types.NamespacedName][]LimitCondition {
 		var lost []string
 		for _, ref := range p.Spec.TargetRefs {
 			if name := ref.Kind + " " + p.Namespace + "/" + ref.Name; !found[name] {
-				lost = append(lost, name+" does not exist"+map[bool]string{true: " or is no waypoint"}[ref.Kind == "Gateway"])
+				lost = append(lost, name+" does not exist"+map[bool]string{true: " or is no gateway of this mesh"}[ref.Kind == "Gateway"])
 			}
 		}
 		if len(lost) == len(p.Spec.TargetRefs) {
