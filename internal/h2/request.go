@@ -158,7 +158,7 @@ func padded(value string) bool {
 // 9110 section 8.6.
 func fieldsOfRequest(k *block) (length int64, reason string) {
 	length = -1
-	authority, named := k.value(":authority"), false
+	authority, named, coded := k.value(":authority"), false, false
 	for _, f := range k.fields[k.pseudo:] {
 		switch {
 		case hopByHop(f.Name):
@@ -168,9 +168,10 @@ func fieldsOfRequest(k *block) (length int64, reason string) {
 		}
 		switch f.Name {
 		case "te":
-			if f.Value != "trailers" {
+			if coded || f.Value != "trailers" {
 				return -1, "te header"
 			}
+			coded = true
 		case "host":
 			if named || authority != "" && f.Value != authority || strings.Contains(f.Value, "@") || !httpguts.ValidHostHeader(f.Value) {
 				return -1, "host header that is not :authority"
@@ -189,4 +190,11 @@ func fieldsOfRequest(k *block) (length int64, reason string) {
 		return -1, "content-length without content"
 	}
 	return length, ""
+}
+
+// HasContent reports whether something follows the request's header, be it empty.
+func (s *Stream) HasContent() bool {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.header.content != nil
 }

@@ -71,6 +71,7 @@ func TestRequestsOfEveryKind(t *testing.T) {
 		"upgrade":                  {get("upgrade", "h2c"), false},
 		"chunks":                   {get("transfer-encoding", "chunked"), false},
 		"te":                       {get("te", "gzip"), false},
+		"te twice":                 {get("te", "trailers", "te", "trailers"), false},
 		"another host":             {get("host", "b"), false},
 		"two hosts":                {get("host", "a", "host", "a"), false},
 		"blank before a value":     {get("x", " y"), false},
