@@ -25,6 +25,29 @@ type Config struct {
 type Totals struct {
 	Frames atomic.Uint64 // frames written
 	Copied atomic.Uint64 // bytes of streams' data that were copied on their way, other than by sealing and opening
+	Queued atomic.Int64  // bytes that wait in streams' queues, of connections that have ended too
+	// QueueLimit is the bytes that all connections together may queue before no
+	// window is given back any more until its bytes were read; 0 = 128 MiB.
+	QueueLimit int64
+}
+
+// queue notes n bytes more in streams' queues.
+func (t *Totals) queue(n int) {
+	if t != nil && n != 0 {
+		t.Queued.Add(int64(n))
+	}
+}
+
+// crowded reports that all connections together queue more than they may.
+func (t *Totals) crowded() bool {
+	if t == nil {
+		return false
+	}
+	limit := t.QueueLimit
+	if limit <= 0 {
+		limit = processQueue
+	}
+	return t.Queued.Load() > limit
 }
 
 func (t *Totals) wrote(frames uint64) {
@@ -48,6 +71,7 @@ const (
 	lingerTimeout    = time.Second            // last words and the peer's own close
 	outboxLimit      = 256 << 10              // bytes queued before writers wait
 	backlogLimit     = 1 << 20                // bytes queued, answers to the peer's own frames included, beyond which it is cut off
+	processQueue     = 128 << 20              // bytes queued on all connections of one Totals
 	baseWindow       = 256 << 10              // a stream's window at first, and while its owner lags
 	extraLimit       = 16 << 20               // what all streams of a connection may have above the base
 	maxTurn          = 256 << 10              // one write, when several streams have something to send

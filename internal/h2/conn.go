@@ -280,7 +280,11 @@ func (c *Conn) fail(err *ConnError) {
 func (c *Conn) end(err *ConnError) {
 	c.err = err
 	c.ping.stop()
+	lose := err.Violation() || c.cfg.Totals.crowded()
 	for _, s := range c.set.open {
+		if lose {
+			s.lose()
+		}
 		s.abort(err)
 	}
 	clear(c.set.open)

@@ -157,6 +157,8 @@ func (s *Stream) settle() (func(error), error) {
 		err = net.ErrClosed
 	case s.in.size > 0:
 		return nil, nil
+	case s.lost:
+		err = s.cause
 	case s.remoteEnd:
 	case s.cause != nil:
 		err = s.readCause()

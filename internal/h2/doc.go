@@ -34,7 +34,10 @@
 // Config.Queue bytes are queued, so that no number of stalled streams stops
 // their neighbours; beyond that on consumption. A connection queues at most
 // Config.Queue and one connection window (80 MiB); 199 stalled streams of
-// 256 KiB hold 50 MiB in slabs that make the heap grow by 62 MiB.
+// 256 KiB hold 50 MiB in slabs that make the heap grow by 62 MiB. Those of one
+// Totals together queue Totals.QueueLimit; beyond it each holds back what it
+// queues, and nothing is kept of one that ends. Of a peer that broke the rules
+// nothing is kept ever.
 //
 // Handing over. Export stops a connection between two bytes, Restore goes on
 // elsewhere. Header compression is on until then: Export first has the peer
@@ -48,6 +51,9 @@
 //   - A stream queues at most its window, the connection at most its budget
 //     and window; bytes of a window are given back exactly once
 //     (TestWindowsAreConserved, TestRandomWindows, TestMemoryOfStalledStreams).
+//   - However many connections stall, those that are read go on, and memory
+//     stays bounded (TestCrowdedProcess, TestCrowdIsOver, TestCrowdedEnds,
+//     TestViolationLeavesNothing).
 //   - Streams whose owners do not read do not stop the others
 //     (TestStalledStreamsDoNotStopTheirNeighbour).
 //   - Streams that send share a connection in turns (TestTurns).

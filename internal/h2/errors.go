@@ -91,6 +91,20 @@ func (e *ConnError) Error() string {
 
 func (e *ConnError) Unwrap() error { return e.Err }
 
+// Violation reports that the connection ended because its peer broke the
+// protocol, or did too much of what costs it nothing.
+func (e *ConnError) Violation() bool {
+	if e.Remote {
+		return false
+	}
+	switch e.Code {
+	case ProtocolError, FlowControl, StreamClosed, FrameSizeError, Compression, EnhanceYourCalm:
+		return true
+	case NoError, InternalError, RefusedStream, Cancel:
+	}
+	return false
+}
+
 func violation(code Code, format string, args ...any) *ConnError {
 	return &ConnError{Code: code, Reason: fmt.Sprintf(format, args...)}
 }

@@ -91,9 +91,10 @@ func (c *Conn) Export() (State, error) {
 	}
 	st := c.snapshot()
 	for _, s := range c.set.open {
-		s.in.drop() // or it would be read twice
+		n := s.in.drop() // or it would be read twice
+		c.recv.queued -= int64(n)
+		c.cfg.Totals.queue(-n)
 	}
-	c.recv.queued = 0
 	c.end(&ConnError{Code: NoError, Err: ErrExported})
 	return st, nil
 }
@@ -315,6 +316,7 @@ func (c *Conn) restoreStreams(st *State) (streams []*Stream) {
 		}
 		w.extra += s.recv.size - c.cfg.base()
 		w.queued += int64(len(q.Queued))
+		c.cfg.Totals.queue(len(q.Queued))
 		streams = append(streams, s)
 	}
 	w.left = st.Left

@@ -42,6 +42,7 @@ func (c *Conn) pingTick() {
 	if c.err != nil || c.ping.timer == nil {
 		return
 	}
+	c.credit(0, 0) // others may have read meanwhile what we hold our window back for
 	seen := c.in.feeds.Load()
 	switch {
 	case !c.ping.waiting:

@@ -35,6 +35,7 @@ type Stream struct {
 	cause     error     // why it was cut: *ResetError or *ConnError; nil if it was not
 	closed    bool      // by our owner
 	detached  bool      // its handler returned, and goes on elsewhere
+	lost      bool      // what waited to be read was dropped: cause is all there is to say
 	header    response
 	began     time.Time  // when the peer opened it; zero at a client
 	dl        *deadlines // nil if none was ever set
@@ -44,7 +45,6 @@ type Stream struct {
 
 // response is what a client stream waits for first.
 type response struct {
-	got      chan struct{} // closed when done is set; nil if nobody waits
 	fields   []Field
 	done     bool     // fields are there, or the stream was cut
 	informal int      // 1xx responses so far
@@ -54,9 +54,15 @@ type response struct {
 // answered lets those go on who wait for the answer.
 func (s *Stream) answered() {
 	s.header.done = true
-	if s.header.got != nil {
-		close(s.header.got)
-		s.header.got = nil
+	s.wake.Broadcast()
+}
+
+// lose drops what the owner has not read: a peer that attacks, and memory that
+// is short, are no time to keep it.
+func (s *Stream) lose() {
+	if n := s.in.drop(); n > 0 {
+		s.lost = true
+		s.c.credit(0, -n)
 	}
 }
 
@@ -102,7 +108,7 @@ func (s *Stream) RemoteAddr() net.Addr { return s.c.nc.RemoteAddr() }
 
 // OnAbort sets what runs, in a goroutine of its own, when the stream is cut
 // before both directions ended; at once if that already happened. Close takes
-// it back.
+// it back, and so does nil.
 func (s *Stream) OnAbort(fn func()) {
 	s.c.mu.Lock()
 	cut := s.cause != nil
@@ -110,7 +116,7 @@ func (s *Stream) OnAbort(fn func()) {
 		s.onAbort = fn
 	}
 	s.c.mu.Unlock()
-	if cut {
+	if cut && fn != nil {
 		fn()
 	}
 }
@@ -173,6 +179,8 @@ func (s *Stream) awaitData() error {
 			return os.ErrDeadlineExceeded
 		case s.in.size > 0:
 			return nil
+		case s.lost:
+			return s.cause
 		case s.remoteEnd:
 			return io.EOF
 		case s.cause != nil:
@@ -356,24 +364,32 @@ func (s *Stream) Response(ctx context.Context) ([]Field, error) {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	if !s.header.done {
-		if s.header.got == nil {
-			s.header.got = make(chan struct{})
-		}
-		got := s.header.got
-		s.c.mu.Unlock()
-		var err error
-		select {
-		case <-got:
-		case <-ctx.Done():
-			err = context.Cause(ctx)
-		}
-		s.c.mu.Lock()
-		if err != nil {
-			return nil, err
+		// No channel: ctx may be the life of an idle connection, which has none.
+		defer afterFunc(ctx, func() {
+			s.c.mu.Lock()
+			defer s.c.mu.Unlock()
+			s.wake.Broadcast()
+		})()
+		for !s.header.done {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+			s.wake.Wait()
 		}
 	}
 	if s.header.fields == nil {
 		return nil, s.cause
 	}
 	return s.header.fields, nil
+}
+
+// afterFunc is that of package context, without the objects that it puts
+// between f and a context that has the method itself.
+func afterFunc(ctx context.Context, f func()) (stop func() bool) {
+	if c, ok := ctx.(interface {
+		AfterFunc(f func()) (stop func() bool)
+	}); ok {
+		return c.AfterFunc(f)
+	}
+	return context.AfterFunc(ctx, f)
 }

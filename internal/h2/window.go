@@ -21,9 +21,13 @@ func (w *window) take(n int64) bool {
 // on receipt, so that streams whose owners do not read cannot stop the
 // others, except for what is queued beyond the budget.
 //
+// While the connections of a process queue too much together, each holds back
+// all that it queues itself: one whose streams are read goes on as before.
+//
 // Invariants: left + unsaid + held == size, and held == max(0, queued -
-// Config.Queue) (TestWindowsAreConserved); so at most Config.Queue + size
-// bytes are ever queued (TestMemoryOfStalledStreams).
+// Config.Queue), or queued (TestWindowsAreConserved); so at most Config.Queue +
+// size bytes are ever queued (TestMemoryOfStalledStreams), and size once there
+// are too many (TestCrowdedProcess).
 type connWindow struct {
 	window
 	queued int64 // in all streams
@@ -36,10 +40,14 @@ type connWindow struct {
 func (c *Conn) credit(received, queued int) {
 	w := &c.recv
 	w.queued += int64(queued)
+	c.cfg.Totals.queue(queued)
 	if c.err != nil {
 		return
 	}
 	held := max(0, w.queued-c.cfg.Queue)
+	if c.cfg.Totals.crowded() {
+		held = w.queued
+	}
 	w.unsaid += int64(received) + w.held - held
 	w.held = held
 	// An update for every read would double the packets of a small-message tunnel.

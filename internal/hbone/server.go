@@ -68,15 +68,7 @@ func (s *Server) Serve(ctx context.Context, c net.Conn, h Handler) error {
 // or did too much of what costs it nothing.
 func Violation(err error) bool {
 	e, ok := errors.AsType[*h2.ConnError](err)
-	if !ok || e.Remote {
-		return false
-	}
-	switch e.Code {
-	case h2.ProtocolError, h2.FlowControl, h2.StreamClosed, h2.FrameSizeError, h2.Compression, h2.EnhanceYourCalm:
-		return true
-	case h2.NoError, h2.InternalError, h2.RefusedStream, h2.Cancel:
-	}
-	return false
+	return ok && e.Violation()
 }
 
 // Drain tells every peer that we go away: tunnels under way to us are still

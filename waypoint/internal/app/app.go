@@ -141,7 +141,9 @@ func compose(g *run.Group, cfg *config.Config, deps Deps, quit func()) (*waypoin
 	tel := telemetry.New(registry, deps.Out)
 	g.Go("telemetry", func(ctx context.Context) error { return tel.Report(ctx, reportEvery) })
 	tls := mtls.New(mtls.Options{StdRecords: cfg.TLS.StdRecords, PostQuantum: cfg.TLS.PostQuantum})
-	tunnels := upstream.NewTunnels(w.deps.Cert, tls, w.deps.Dial, hbone.Config{}, cfg.TunnelIdle, g)
+	totals := &hbone.Totals{} // of all tunnels, there and back: together they queue so much and no more
+	obs.Tunnels{Frames: totals.Frames.Load, Copied: totals.Copied.Load, Queued: totals.Queued.Load}.Register(registry)
+	tunnels := upstream.NewTunnels(w.deps.Cert, tls, w.deps.Dial, hbone.Config{Totals: totals}, cfg.TunnelIdle, g)
 	g.Go("tunnels", tunnels.Prune)
 	w.ups = upstream.NewStore(tunnels, time.Now)
 	g.Go("names", func(ctx context.Context) error {
@@ -159,7 +161,7 @@ func compose(g *run.Group, cfg *config.Config, deps Deps, quit func()) (*waypoin
 		Node: nodeCluster(id, cfg), Self: self(cfg), Spans: w.spans, Env: deps.Env, Keys: keys,
 	})
 	w.front = front.New(front.Config{
-		Table: w.in.Table, Cert: w.deps.Cert, Phases: handler, Detect: cfg.Detect, Log: w.log.Named("front"), TLS: tls, HBONE: hbone.Config{MaxStreams: 100},
+		Table: w.in.Table, Cert: w.deps.Cert, Phases: handler, Detect: cfg.Detect, Log: w.log.Named("front"), TLS: tls, HBONE: hbone.Config{MaxStreams: 100, Totals: totals},
 	})
 	w.border(id, handler)
 	if err := w.subscribe(g, token); err != nil {

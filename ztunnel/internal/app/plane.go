@@ -146,14 +146,7 @@ func dial(cfg *config.Config, e config.Endpoint) (*grpc.ClientConn, error) {
 // tunnelTotals counts what all tunnels do, and shows it.
 func tunnelTotals(r prometheus.Registerer) *hbone.Totals {
 	t := &hbone.Totals{}
-	r.MustRegister(
-		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "marrow_tunnel_frames_total", Help: "HTTP/2 frames written to tunnels.",
-		}, func() float64 { return float64(t.Frames.Load()) }),
-		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "marrow_tunnel_copied_bytes_total", Help: "Bytes of connections that were copied on their way through tunnels, other than by encryption.",
-		}, func() float64 { return float64(t.Copied.Load()) }),
-	)
+	obs.Tunnels{Frames: t.Frames.Load, Copied: t.Copied.Load, Queued: t.Queued.Load}.Register(r)
 	return t
 }
 
