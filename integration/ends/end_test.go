@@ -211,6 +211,26 @@ func (p *Pod) Arrived(o Op, s *Seen) error {
 	return nil
 }
 
+// Over waits until the kernel has given the connection up, without reading or writing.
+func (p *Pod) Over(o Op, s *Seen) error {
+	rc, err := p.conn(o).SyscallConn()
+	if err != nil {
+		return err
+	}
+	for end := o.deadline(); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		var info *unix.TCPInfo
+		if cerr := rc.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) }); cerr != nil || err != nil {
+			return errors.Join(cerr, err)
+		}
+		if info.State == unix.BPF_TCP_CLOSE {
+			s.End = "reset"
+			return nil
+		}
+	}
+	s.End = "nothing in time"
+	return nil
+}
+
 // CloseWrite is shutdown(SHUT_WR).
 func (p *Pod) CloseWrite(o Op, s *Seen) error {
 	s.End = word(p.conn(o).CloseWrite())

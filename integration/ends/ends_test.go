@@ -86,6 +86,7 @@ func (s *side) arrived(n int64) {
 	s.x.note("%s has %d unread %s", s.name, got.Bytes, got.End)
 }
 
+func (s *side) over()       { s.x.note("%s only listens: %s", s.name, s.step("Over", Op{}).End) }
 func (s *side) nag()        { s.x.note("%s writes on: %s", s.name, s.step("Nag", Op{}).End) }
 func (s *side) closeWrite() { s.x.note("%s half-closes: %s", s.name, s.step("CloseWrite", Op{}).End) }
 func (s *side) close()      { s.x.note("%s closes: %s", s.name, s.step("Close", Op{}).End) }
@@ -248,6 +249,18 @@ func rows() []row {
 			s.reset()
 			x.settle()
 			c.nag()
+		})},
+		{name: "client half-closes and then resets, the server only listens", script: on(func(_ *exchange, c, s *side) {
+			c.closeWrite()
+			s.receive(0, 1)
+			c.reset()
+			s.over()
+		})},
+		{name: "server half-closes and then resets, the client only listens", script: on(func(_ *exchange, c, s *side) {
+			s.closeWrite()
+			c.receive(0, 1)
+			s.reset()
+			c.over()
 		})},
 		{name: "client half-closes, the server resets", script: on(func(_ *exchange, c, s *side) {
 			c.send(small, 1)

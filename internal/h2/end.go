@@ -11,14 +11,14 @@ func (s *Stream) OnEnd(fn func()) {
 	case s.remoteEnd || s.cause != nil:
 		s.c.wg.Go(fn)
 	default:
-		s.onEnd = fn
+		s.hooks.end = fn
 	}
 }
 
 // noMore runs what OnEnd has set; the caller holds the lock.
 func (s *Stream) noMore() {
-	if fn := s.onEnd; fn != nil {
-		s.onEnd = nil
+	if fn := s.hooks.end; fn != nil {
+		s.hooks.end = nil
 		s.c.wg.Go(fn)
 	}
 }

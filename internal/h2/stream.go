@@ -39,9 +39,11 @@ type Stream struct {
 	header    response
 	began     time.Time  // when the peer opened it; zero at a client
 	dl        *deadlines // nil if none was ever set
-	onAbort   func()
-	onEnd     func()
+	hooks     hooks
 }
+
+// hooks are what OnAbort and OnEnd have set.
+type hooks struct{ abort, end func() }
 
 // response is what a client stream waits for first.
 type response struct {
@@ -106,18 +108,18 @@ func (s *Stream) LocalAddr() net.Addr { return s.c.nc.LocalAddr() }
 // RemoteAddr is the connection's.
 func (s *Stream) RemoteAddr() net.Addr { return s.c.nc.RemoteAddr() }
 
-// OnAbort sets what runs, in a goroutine of its own, when the stream is cut
-// before both directions ended; at once if that already happened. Close takes
-// it back, and so does nil.
+// OnAbort sets what runs once, in a goroutine of its own, when the stream is
+// cut before both directions ended, or if it was already. Close takes it back,
+// and so does nil.
 func (s *Stream) OnAbort(fn func()) {
 	s.c.mu.Lock()
-	cut := s.cause != nil
-	if !cut {
-		s.onAbort = fn
-	}
-	s.c.mu.Unlock()
-	if cut && fn != nil {
-		fn()
+	defer s.c.mu.Unlock()
+	switch {
+	case s.closed:
+	case s.cause == nil:
+		s.hooks.abort = fn
+	case fn != nil:
+		s.c.wg.Go(fn)
 	}
 }
 
@@ -215,7 +217,7 @@ func (s *Stream) CloseCode(code Code) error {
 		return nil
 	}
 	s.closed = true
-	s.onAbort, s.onEnd = nil, nil
+	s.hooks = hooks{}
 	if s.cause == nil && (!s.localEnd || !s.remoteEnd) {
 		s.c.resetStream(s, &ResetError{Code: code})
 	}
@@ -307,8 +309,8 @@ func (s *Stream) abort(cause error) {
 	}
 	s.wake.Broadcast()
 	s.settleLater()
-	if fn := s.onAbort; fn != nil {
-		s.onAbort = nil
+	if fn := s.hooks.abort; fn != nil {
+		s.hooks.abort = nil
 		s.c.wg.Go(fn)
 	}
 }

@@ -20,7 +20,8 @@
 //     (TestBothDirectionsEnd, TestEndsAreClosed).
 //   - An end comes as what it was: a close as a close, a reset, or a stream
 //     that was cut before it was complete, as a reset (TestEndsAreCarried,
-//     TestTunnelEnds).
+//     TestTunnelEnds); also one that comes after the end of what that side had
+//     to say (TestResetAfterTheEnd, TestCutAfterTheEnd).
 //   - A cancelled relay returns promptly even when neither side moves, or
 //     neither reads (TestCancelEndsIdleRelay, TestCutWhileSpliced,
 //     TestTunnelIsCut), and leaves no goroutine and no descriptor

@@ -67,12 +67,14 @@ func closedState(s tcpSocket) bool {
 		return false
 	}
 	closed := false
-	_ = rc.Control(func(fd uintptr) {
-		// The state is the first byte of what this option tells.
-		info, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_INFO)
-		closed = err == nil && info&0xff == tcpClose
-	})
+	_ = rc.Control(func(fd uintptr) { closed = closedFD(fd) })
 	return closed
+}
+
+func closedFD(fd uintptr) bool {
+	// The state is the first byte of what this option tells.
+	info, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_INFO)
+	return err == nil && info&0xff == tcpClose
 }
 
 // tcpClose is TCP_CLOSE of the kernel's states.

@@ -186,8 +186,9 @@ type direction struct {
 	// feeder and take are set where a socket is read into a stream.
 	feeder *burst.Feeder
 	take   func(s *burst.Slab, n int) (done int, err error)
-	// ended is set before our side of dst is closed in order.
-	ended atomic.Bool
+	// ended is set before our side of dst is closed in order, over when the
+	// direction is done with both.
+	ended, over atomic.Bool
 	// truncated says that src ended without saying that it had said all.
 	truncated bool
 	// err is how the direction ended. It is set before others.Wait returns.
@@ -208,13 +209,35 @@ func (d *direction) count(n int) {
 
 func (d *direction) run() { d.finish(d.pump()) }
 
-// finish passes the end of src on. An end that is not orderly takes the other
-// direction with it.
+// finish passes the end of src on, and stays until the other direction has
+// ended or nothing can come of it any more.
 func (d *direction) finish(err error) {
-	if err == nil {
-		d.finishInOrder()
-		return
+	inOrder := err == nil
+	if inOrder {
+		inOrder = d.finishInOrder()
+	} else {
+		d.finishBroken(err)
 	}
+	d.over.Store(true)
+	switch other := d.other(); {
+	case other.over.Load():
+		other.unwatch()
+	case inOrder:
+		d.watch()
+	}
+}
+
+// other is the direction that writes where this one reads.
+func (d *direction) other() *direction {
+	if d.back {
+		return &d.relay.out
+	}
+	return &d.relay.back
+}
+
+// finishBroken passes on an end that is not orderly, which takes the other
+// direction with it.
+func (d *direction) finishBroken(err error) {
 	d.err = err
 	if w, ok := errors.AsType[*writeError](err); ok {
 		// Nobody takes our bytes any more, but what the same peer sent before
@@ -231,22 +254,27 @@ func (d *direction) finish(err error) {
 	d.relay.close()
 }
 
-func (d *direction) finishInOrder() {
+// finishInOrder passes on an end that is in order by all that is known, and
+// reports whether it was.
+func (d *direction) finishInOrder() bool {
 	if d.truncated || d.wasReset() {
 		reset(d.dst)
 		d.relay.close()
-		return
+		return false
 	}
 	d.ended.Store(true)
 	if err := d.dst.CloseWrite(); err != nil && !gone(err) {
 		d.err = &writeError{fmt.Errorf("close for writing: %w", err)}
 		d.relay.close()
-		return
+		return false
 	}
 	if e, ok := d.src.(interface{ Aborted() bool }); ok && e.Aborted() {
-		// The peer reset the stream without an error: it will not read either.
+		// The peer reset the stream without an error, or after its end: it will not read either.
+		reset(d.dst)
 		d.relay.close()
+		return false
 	}
+	return true
 }
 
 // wasReset says whether the end of a socket was a reset. Of its two users, the
@@ -254,14 +282,8 @@ func (d *direction) finishInOrder() {
 // an end as after a FIN.
 func (d *direction) wasReset() bool {
 	s, ok := socket(d.src)
-	if !ok || !closedState(s) {
-		return false
-	}
-	other := &d.relay.out
-	if !d.back {
-		other = &d.relay.back
-	}
-	return !other.ended.Load() // else it is closed because both sides have said so
+	// If the other direction has ended, it is closed because both sides have said so.
+	return ok && closedState(s) && !d.other().ended.Load()
 }
 
 // reset makes a socket's Close tell the peer that its bytes are not all there.
