@@ -120,9 +120,13 @@ func (in *Incoming) end() {
 }
 
 // Detach lets the handler return although the tunnel lives on: release, to be
-// called once, is what its return would be otherwise.
+// called once, is what its return would be otherwise. The handler's context ends;
+// that the tunnel was cut is told by the tunnel itself, so that one that is idle
+// costs no context.
 func (in *Incoming) Detach() (release func()) {
 	in.detached = true
+	in.stream.OnAbort(nil)
+	in.cancel()
 	served := in.stream.Detach()
 	return func() {
 		in.end()

@@ -57,8 +57,9 @@ type Table struct {
 	// info makes the lines about policy decisions INFO instead of DEBUG.
 	info bool
 
-	mu   sync.Mutex
-	live map[*Live]struct{}
+	mu     sync.Mutex
+	live   map[*Live]struct{}
+	owners map[context.Context]*owner
 
 	// judged is, per workload uid, the policies by which all its connections were last judged,
 	// with the View of version through. Only Rejudge uses both; judging makes its calls take turns.
@@ -69,7 +70,7 @@ type Table struct {
 
 // NewTable makes an empty table. policyInfo raises the lines about policy decisions from DEBUG to INFO.
 func NewTable(views Views, log *obs.Logger, policyInfo bool) *Table {
-	return &Table{views: views, log: log, info: policyInfo, live: map[*Live]struct{}{}, judged: map[string][]*mesh.Policy{}}
+	return &Table{views: views, log: log, info: policyInfo, live: map[*Live]struct{}{}, owners: map[context.Context]*owner{}, judged: map[string][]*mesh.Policy{}}
 }
 
 // Live is one connection in the table.
@@ -78,20 +79,21 @@ type Live struct {
 
 	table *Table
 	entry Entry
-	// owner is the context that the connection was registered with, leave lets go of it.
-	owner context.Context //nolint:containedctx // the life of the pod's connections
-	leave func() bool
+	// owner has the context that the connection was registered with, and the others of it.
+	owner      *owner
+	next, prev *Live // guarded by table.mu
 	// version is the View's by which Admit judged; 0 until then. Guarded by table.mu.
 	version uint64
 }
 
-// Register puts a connection into the table. Its context ends with ctx, when it is cut, or by Close.
+// Register puts a connection into the table. Its context ends with ctx, when it is cut, or by Close. ctx must be
+// comparable, as all of package context are.
 func (t *Table) Register(ctx context.Context, e Entry) *Live {
-	l := &Live{table: t, entry: e, owner: ctx}
-	l.leave = context.AfterFunc(ctx, func() { l.cancel(context.Cause(ctx)) })
+	l := &Live{table: t, entry: e}
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.live[l] = struct{}{}
-	t.mu.Unlock()
+	t.join(ctx, l)
 	return l
 }
 
@@ -141,7 +143,8 @@ func (t *Table) note(e *Entry, ev authz.Event) {
 	}
 }
 
-// Context ends when the connection must end; context.Cause says why.
+// Context ends when the connection must end; context.Cause says why. Live has its AfterFunc, which costs less than
+// package context's.
 func (l *Live) Context() context.Context { return &l.life }
 
 // Cut is the reason for which the connection was cut, nil if it was not. What else hangs on the same context, such as the
@@ -150,18 +153,21 @@ func (l *Live) Cut() error {
 	if err := l.why(); err != nil {
 		return err
 	}
-	if l.owner.Err() != nil {
-		return context.Cause(l.owner)
+	if ctx := l.owner.ctx; ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	return nil
 }
 
 // Close takes the connection out of the table. Calling it again does nothing.
 func (l *Live) Close() {
-	l.table.mu.Lock()
-	delete(l.table.live, l)
-	l.table.mu.Unlock()
-	l.leave()
+	t := l.table
+	t.mu.Lock()
+	if _, here := t.live[l]; here {
+		delete(t.live, l)
+		t.leave(l)
+	}
+	t.mu.Unlock()
 	l.cancel(context.Canceled)
 }
 

@@ -156,8 +156,9 @@ type request interface {
 // ctx ends when the peer gives the stream up.
 func (t *tunnel) handler() hbone.Handler {
 	return func(ctx context.Context, in *hbone.Incoming) {
-		if a := t.accept(ctx, in); a != nil {
+		if a, stream := t.accept(ctx, in); a != nil {
 			release := in.Detach()
+			a.start(stream)
 			a.relay.Then(t.cfg.Lot, func() {
 				a.end()
 				release()
@@ -166,13 +167,12 @@ func (t *tunnel) handler() hbone.Handler {
 	}
 }
 
-// accept answers a request, with 200 once the application's socket is open, and begins to relay. nil means that it is
-// refused and recorded.
-func (t *tunnel) accept(ctx context.Context, in *hbone.Incoming) *Arrival {
+// accept answers a request, with 200 once the application's socket is open. nil means that it is refused and recorded.
+func (t *tunnel) accept(ctx context.Context, in *hbone.Incoming) (*Arrival, *hbone.Stream) {
 	a, err := t.arrive(ctx, in)
 	if err != nil {
 		_ = in.Reject(statusOf(err), nil)
-		return nil
+		return nil, nil
 	}
 	var answer []hbone.Header
 	if !t.cfg.NoBaggage {
@@ -182,10 +182,9 @@ func (t *tunnel) accept(ctx context.Context, in *hbone.Incoming) *Arrival {
 	if err != nil {
 		_ = a.Conn.Close()
 		a.Close(flow.Fail(flow.H2Failure, err))
-		return nil
+		return nil, nil
 	}
-	a.start(stream)
-	return a
+	return a, stream
 }
 
 // arrive decides, judges and dials. What it refuses it has recorded; the error is for the answer.
@@ -247,7 +246,7 @@ func (d *Driver) open(ctx, cut context.Context, pod *capture.Pod, a *Arrival, e 
 	// A peer that gives up, and a cut, both stop the dial.
 	dialling, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	unhook := context.AfterFunc(live.Context(), func() { stop(live.Cut()) })
+	unhook := live.AfterFunc(func() { stop(live.Cut()) })
 	a.Conn, err = d.dial(dialling, pod, adm)
 	unhook()
 	if err != nil {
