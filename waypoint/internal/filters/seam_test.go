@@ -13,11 +13,12 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/marrowmesh/marrow/waypoint/internal/match"
 )
 
-// TestSeam judges the requests of integration/authzl7 by the filters that the control plane derived.
+// TestSeam judges the requests of integration/authzl7 and integration/rbacgoldens by the filters that the control plane derived.
 func TestSeam(t *testing.T) {
 	dir := os.Getenv("MARROW_SEAM")
 	if dir == "" {
@@ -33,6 +34,9 @@ func TestSeam(t *testing.T) {
 			Method    string            `json:"method"`
 			Path      string            `json:"path"`
 			Header    map[string]string `json:"header"`
+			Remote    netip.Addr        `json:"remote"`
+			SNI       string            `json:"sni"`
+			Payload   map[string]any    `json:"payload"` // of a token
 		} `json:"requests"`
 	}
 	var derived []struct {
@@ -69,7 +73,14 @@ func TestSeam(t *testing.T) {
 			streams = append(streams, f.(*RBAC))
 		}
 		for _, q := range w.Requests {
-			m := match.Request{Source: q.Source, Destination: q.To, Port: q.To.Port(), Header: http.Header{}}
+			m := match.Request{Source: q.Source, Destination: q.To, Port: q.To.Port(), Header: http.Header{}, Remote: q.Remote, ServerName: q.SNI}
+			if q.Payload != nil {
+				payload, err := structpb.NewStruct(map[string]any{"payload": q.Payload})
+				if err != nil {
+					t.Fatal(err)
+				}
+				m.Metadata = map[string]*structpb.Struct{"envoy.filters.http.jwt_authn": payload}
+			}
 			if q.Principal != "" {
 				m.Principal = "spiffe://" + q.Principal
 			}

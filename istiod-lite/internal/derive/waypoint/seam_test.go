@@ -3,6 +3,7 @@
 package waypoint
 
 import (
+	"cmp"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -12,7 +13,7 @@ import (
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 )
 
-// TestSeam derives what integration/authzl7 asks for: for each set of policies the filters of one service's chains.
+// TestSeam derives what integration/authzl7 and integration/rbacgoldens ask for: for each set of policies the filters of one service's chains.
 func TestSeam(t *testing.T) {
 	dir := os.Getenv("MARROW_SEAM")
 	if dir == "" {
@@ -23,7 +24,8 @@ func TestSeam(t *testing.T) {
 		t.Fatal(err)
 	}
 	var worlds []struct {
-		Policies []*securityv1.AuthorizationPolicy `json:"policies"`
+		Namespace string                            `json:"namespace"` // of the service; empty = shop
+		Policies  []*securityv1.AuthorizationPolicy `json:"policies"`
 	}
 	if err := json.Unmarshal(raw, &worlds); err != nil {
 		t.Fatal(err)
@@ -34,7 +36,8 @@ func TestSeam(t *testing.T) {
 	}
 	var out []derived
 	for _, w := range worlds {
-		in := parseWorld(t, []byte("service web.shop 10.96.0.1 80/http,9090/tcp"), nil)
+		service := "web." + cmp.Or(w.Namespace, "shop")
+		in := parseWorld(t, []byte("service "+service+" 10.96.0.1 80/http,9090/tcp"), nil)
 		in.Policies = w.Policies
 		r, _ := Derive(in)
 		var d derived
@@ -46,10 +49,10 @@ func TestSeam(t *testing.T) {
 			*to = append(*to, b)
 		}
 		for _, name := range filterNames() {
-			add(&d.HTTP, r.Routes[webHTTP].GetVirtualHosts()[0].GetTypedPerFilterConfig()[name])
+			add(&d.HTTP, r.Routes["inbound-vip|80|http|"+service+".svc.cluster.local"].GetVirtualHosts()[0].GetTypedPerFilterConfig()[name])
 		}
 		for _, c := range r.Listeners[MainInternal].GetFilterChains() {
-			if c.GetName() != "inbound-vip|9090|tcp|web.shop.svc.cluster.local" {
+			if c.GetName() != "inbound-vip|9090|tcp|"+service+".svc.cluster.local" {
 				continue
 			}
 			for _, f := range c.GetFilters()[:len(c.GetFilters())-1] {
