@@ -60,6 +60,9 @@ func plain(_ *border, a answer) string {
 	return strings.TrimSpace(a.status + " " + a.app())
 }
 
+// version is who answered, with its version.
+func version(_ *border, a answer) string { return a.header.Get("X-Marrow-App") }
+
 // location is where a redirect leads.
 func location(_ *border, a answer) string { return a.status + " " + a.header.Get("Location") }
 

@@ -87,6 +87,11 @@ func TestEdgePolicies(t *testing.T) {
 			{name: "abort", args: []string{"-H", "x-fault: abort", "https://classic.test/"}, want: "418 HTTP/2"},
 			{name: "redirect", args: []string{"https://classic.test/here"}, show: location, want: "301 HTTP/2 https://other.test/there"},
 			{name: "direct answer", args: []string{"https://classic.test/said"}, show: func(_ *border, a answer) string { return a.status + " " + a.body }, want: "203 HTTP/2 said"},
+			{name: "a claim chooses the route", args: as(admin, "https://classic.test/"), show: version, want: "catalog/v2"},
+			{name: "another does not", args: as(user, "https://classic.test/"), show: version, want: "catalog/v1"},
+			{name: "none neither", args: []string{"https://classic.test/"}, show: version, want: "catalog/v1"},
+			{name: "delegated", args: []string{"https://classic.test/team/new/x"}, show: version, want: "catalog/v2"},
+			{name: "delegated, the rest", args: []string{"https://classic.test/team"}, show: version, want: "catalog/v1"},
 			{name: "to https", args: []string{"http://classic.test/a?b=c"}, show: location, want: "301 HTTP/1.1 https://classic.test/a?b=c"},
 		})
 		b.counted(user, admin)

@@ -23,6 +23,11 @@ func sourced(p *rbacconfig.SourcedMetadata) (condition, error) {
 	return metadata(p.GetMetadataMatcher())
 }
 
+// CompileMetadata makes a route's condition on what filters found out about the request.
+func CompileMetadata(p *matcherv3.MetadataMatcher) (func(*match.Request) bool, error) {
+	return metadata(p)
+}
+
 // metadata is a condition on what filters before this one found out about the request. What nobody set matches nothing.
 func metadata(p *matcherv3.MetadataMatcher) (condition, error) {
 	if p == nil {

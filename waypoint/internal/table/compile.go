@@ -155,7 +155,7 @@ func compileCondition(p *routev3.RouteMatch) (condition, error) {
 		return c, fmt.Errorf("is missing")
 	}
 	if err := strict.Only(p, "prefix", "path", "safe_regex", "path_separated_prefix", "case_sensitive", "runtime_fraction",
-		"headers", "query_parameters", "grpc"); err != nil {
+		"headers", "query_parameters", "grpc", "dynamic_metadata"); err != nil {
 		return c, err
 	}
 	c.fold = p.GetCaseSensitive() != nil && !p.GetCaseSensitive().GetValue()
@@ -191,6 +191,13 @@ func compileCondition(p *routev3.RouteMatch) (condition, error) {
 			return c, err
 		}
 		c.query = append(c.query, m)
+	}
+	for _, m := range p.GetDynamicMetadata() {
+		is, err := filters.CompileMetadata(m)
+		if err != nil {
+			return c, fmt.Errorf("dynamic_metadata: %w", err)
+		}
+		c.found = append(c.found, is)
 	}
 	c.grpc = p.GetGrpc() != nil
 	if p.GetRuntimeFraction() != nil {

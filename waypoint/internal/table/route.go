@@ -131,6 +131,7 @@ type condition struct {
 	fold    bool
 	headers []match.Header
 	query   []match.Query
+	found   []func(*match.Request) bool // on what filters found out
 	grpc    bool
 	share   match.Fraction
 }
@@ -150,6 +151,11 @@ func (c *condition) match(q *match.Request, rnd match.Rand) bool {
 	}
 	for i := range c.query {
 		if !c.query[i].Match(q) {
+			return false
+		}
+	}
+	for _, is := range c.found {
+		if !is(q) {
 			return false
 		}
 	}
@@ -432,5 +438,9 @@ func (r *Route) When() string {
 	if c.kind == pathRegex {
 		text = c.re.String()
 	}
-	return fmt.Sprintf("%s%s (%d headers, %d query parameters)", kind, text, len(c.headers), len(c.query))
+	more := ""
+	if len(c.found) > 0 {
+		more = fmt.Sprintf(", %d facts of filters", len(c.found))
+	}
+	return fmt.Sprintf("%s%s (%d headers, %d query parameters%s)", kind, text, len(c.headers), len(c.query), more)
 }

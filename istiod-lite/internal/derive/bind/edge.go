@@ -33,6 +33,7 @@ func Edges(w World, plans ingress.Output) map[types.NamespacedName]waypoint.Inpu
 	for key, edge := range plans.Edges {
 		in := waypoint.Input{
 			Mesh: w.Mesh, Gateway: key, Additions: waypoint.Additions{RateLimits: w.Objects.RateLimits, Edge: edge}, Services: services, Labels: plans.Labels[key],
+			VirtualServices:  w.Objects.VirtualServices, // delegates among them
 			DestinationRules: w.Objects.DestinationRules, Policies: w.Objects.Policies,
 			Authentications: w.Objects.Authentications,
 			Secrets:         within(w.Objects.Secrets, key.Namespace), ConfigMaps: within(w.Objects.ConfigMaps, key.Namespace),

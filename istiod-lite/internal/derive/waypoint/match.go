@@ -79,7 +79,7 @@ func everything() *routev3.RouteMatch {
 
 // catchesAll says that no request passes the match, so that routes behind it are dead.
 func catchesAll(m *routev3.RouteMatch) bool {
-	if len(m.GetHeaders()) > 0 || len(m.GetQueryParameters()) > 0 {
+	if len(m.GetHeaders()) > 0 || len(m.GetQueryParameters()) > 0 || len(m.GetDynamicMetadata()) > 0 {
 		return false
 	}
 	switch p := m.GetPathSpecifier().(type) {

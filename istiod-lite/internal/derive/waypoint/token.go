@@ -94,7 +94,7 @@ func needAny(list ...*jwtv3.JwtRequirement) *jwtv3.JwtRequirement {
 func (d *derivation) tokenProvider(r tokenRule) *jwtv3.JwtProvider {
 	p := &jwtv3.JwtProvider{
 		Issuer: r.rule.GetIssuer(), Audiences: r.rule.GetAudiences(), Forward: r.rule.GetForwardOriginalToken(),
-		PayloadInMetadata: jwtPayload,
+		PayloadInMetadata: jwtPayload, ClearRouteCache: d.claimsChoose(),
 		NormalizePayloadInMetadata: &jwtv3.JwtProvider_NormalizePayload{
 			SpaceDelimitedClaims: wordClaims(r.rule.GetSpaceDelimitedClaims()),
 		},

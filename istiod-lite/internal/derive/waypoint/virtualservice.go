@@ -60,7 +60,7 @@ func (d *derivation) istioRule(v *networkingv1.VirtualService, rule *networkinga
 		if !d.matchHolds(v, m, p) {
 			continue
 		}
-		match, err := istioMatch(m)
+		match, err := d.istioMatch(m)
 		if err != nil {
 			problem = fmt.Errorf("match[%d]: %w", i, err)
 			continue
@@ -96,7 +96,7 @@ func (d *derivation) matchHolds(v *networkingv1.VirtualService, m *networkingapi
 	return m.GetSourceNamespace() == "" || m.GetSourceNamespace() == d.in.Gateway.Namespace
 }
 
-func istioMatch(m *networkingapi.HTTPMatchRequest) (*routev3.RouteMatch, error) {
+func (d *derivation) istioMatch(m *networkingapi.HTTPMatchRequest) (*routev3.RouteMatch, error) {
 	out := everything()
 	if m.GetIgnoreUriCase() {
 		out.CaseSensitive = boolValue(false)
@@ -127,12 +127,12 @@ func istioMatch(m *networkingapi.HTTPMatchRequest) (*routev3.RouteMatch, error) 
 		out.Headers = append(out.Headers, headerMatch(h.name, value, false))
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.GetHeaders())) {
-		if err := addHeaderMatch(out, name, m.GetHeaders()[name], false); err != nil {
+		if err := d.addHeaderMatch(out, name, m.GetHeaders()[name], false); err != nil {
 			return nil, err
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.GetWithoutHeaders())) {
-		if err := addHeaderMatch(out, name, m.GetWithoutHeaders()[name], true); err != nil {
+		if err := d.addHeaderMatch(out, name, m.GetWithoutHeaders()[name], true); err != nil {
 			return nil, err
 		}
 	}
@@ -146,9 +146,12 @@ func istioMatch(m *networkingapi.HTTPMatchRequest) (*routev3.RouteMatch, error) 
 	return out, nil
 }
 
-func addHeaderMatch(out *routev3.RouteMatch, name string, m *networkingapi.StringMatch, without bool) error {
-	if strings.HasPrefix(name, "@request.auth.claims") {
-		return fmt.Errorf("headers[%s]: claims can be matched only at a gateway that checks tokens", name)
+func (d *derivation) addHeaderMatch(out *routev3.RouteMatch, name string, m *networkingapi.StringMatch, without bool) error {
+	if claims, ok := strings.CutPrefix(name, claimHeader); ok {
+		if d.in.Edge == nil {
+			return fmt.Errorf("headers[%s]: claims can be matched only at a gateway that checks tokens", name)
+		}
+		return addClaimMatch(out, claims, m, without)
 	}
 	if p := headerProblem(strings.TrimPrefix(name, ":"), ""); p != "" {
 		return fmt.Errorf("headers: %s", p)
