@@ -33,6 +33,7 @@ func servePod(cert, key string) {
 		}
 		_, _ = io.WriteString(w, "pass\n")
 	})
+	serveJudges()
 	go func() {
 		plain := &http.Server{Addr: ":8080", Handler: h, ReadHeaderTimeout: 10 * time.Second}
 		panic(plain.ListenAndServe())
@@ -50,6 +51,10 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	defer func() { _ = c.Close() }()
 	_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-Saw: "+
 		r.Header.Get("Sec-Websocket-Key")+"\r\n\r\n")
+	if r.URL.RawQuery == "bye" {
+		_, _ = io.WriteString(c, "bye")
+		return
+	}
 	_, _ = io.Copy(c, rw)
 	if t, ok := c.(*net.TCPConn); ok {
 		_ = t.CloseWrite()
