@@ -16,9 +16,9 @@ const (
 	maxCost = 100_000 // steps as CEL counts them
 )
 
-// names are the roots of Envoy's attributes.
+// names are the roots of Envoy's attributes, and of what Istio's proxies know of the two ends.
 func names() []string {
-	return []string{"request", "response", "connection", "source", "destination", "upstream", "xds", "metadata", "filter_state"}
+	return []string{"request", "response", "connection", "source", "destination", "upstream", "xds", "metadata", "filter_state", "upstream_peer", "downstream_peer"}
 }
 
 // Program is a compiled condition.
@@ -35,6 +35,20 @@ type Attributes func(root string) map[string]any
 
 // Compile compiles a condition.
 func Compile(text string) (*Program, error) {
+	return compile(text, func(t *cel.Type) error {
+		if !t.IsExactType(cel.BoolType) && !t.IsExactType(cel.DynType) {
+			return fmt.Errorf("expression %q gives %s, want a boolean", text, t)
+		}
+		return nil
+	})
+}
+
+// CompileValue compiles an expression that may give anything.
+func CompileValue(text string) (*Program, error) {
+	return compile(text, func(*cel.Type) error { return nil })
+}
+
+func compile(text string, fits func(*cel.Type) error) (*Program, error) {
 	if len(text) > maxText {
 		return nil, fmt.Errorf("expression is longer than %d bytes", maxText)
 	}
@@ -50,8 +64,8 @@ func Compile(text string) (*Program, error) {
 	if err := issues.Err(); err != nil {
 		return nil, fmt.Errorf("expression %q: %w", text, err)
 	}
-	if t := ast.OutputType(); !t.IsExactType(cel.BoolType) && !t.IsExactType(cel.DynType) {
-		return nil, fmt.Errorf("expression %q gives %s, want a boolean", text, t)
+	if err := fits(ast.OutputType()); err != nil {
+		return nil, err
 	}
 	p, err := env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(maxCost))
 	if err != nil {

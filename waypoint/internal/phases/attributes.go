@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/marrowmesh/marrow/waypoint/internal/match"
+	"github.com/marrowmesh/marrow/waypoint/internal/telemetry"
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
 )
 
@@ -38,6 +39,8 @@ func (x *exchange) attributes(root string) map[string]any {
 			m["transport_failure_reason"] = f.transport
 		}
 		return m
+	case "upstream_peer":
+		return peerAttributes(destination(f.host, f.upstreamPeer))
 	case "xds":
 		return map[string]any{"cluster_name": f.clusterName, "route_name": f.route, "filter_chain_name": f.chain}
 	}
@@ -49,6 +52,8 @@ func (f *flow) attributes(root string) map[string]any {
 	switch root {
 	case "upstream":
 		return upstreamAttributes(f.host, f.upstreamLocal)
+	case "upstream_peer":
+		return peerAttributes(destination(f.host, f.upstreamPeer))
 	case "xds":
 		return map[string]any{"cluster_name": f.name, "filter_chain_name": f.chain.Name}
 	case "response":
@@ -68,10 +73,27 @@ func (s *Session) attributes(root string) map[string]any {
 			"requested_server_name": s.ServerName,
 			"mtls":                  !s.Peer.IsZero(), "uri_san_peer_certificate": s.principal(), "uri_san_local_certificate": s.Local.String(), "tls_version": "TLSv1.3",
 		}
+	case "downstream_peer":
+		return peerAttributes(telemetry.Peer{Workload: s.Client, Principal: s.principal()})
 	case "filter_state":
 		return map[string]any{match.StatePeerPrincipal: s.principal(), match.StateLocalPrincipal: s.Local.String(), match.StateAuthority: s.Authority}
 	}
 	return nil
+}
+
+// peerAttributes are Istio's of one end.
+func peerAttributes(p telemetry.Peer) map[string]any {
+	w := p.Workload
+	m := map[string]any{}
+	for k, v := range map[string]string{
+		"name": w.UID, "namespace": w.Namespace, "workload": w.Name, "service": w.CanonicalName, "revision": w.Revision,
+		"app": w.App, "version": w.Version, "cluster": w.Cluster, "identity": p.Principal,
+	} {
+		if v != "" {
+			m[k] = v
+		}
+	}
+	return m
 }
 
 func addressAttributes(a netip.AddrPort) map[string]any {

@@ -163,6 +163,9 @@ func (f *flow) entry() *telemetry.Conn {
 		Received: f.sent.Load(), Sent: f.received.Load(),
 	}
 	c.Reporter, c.Source = f.h.reporting(f.session, c.Source, c.Destination)
+	if m := f.chain.TCP.Metrics; m != nil {
+		c.Wanted = m.Of(f.attributes)
+	}
 	return c
 }
 

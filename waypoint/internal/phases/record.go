@@ -100,6 +100,9 @@ func (f *facts) entry() *telemetry.Request {
 	e.Destination = destination(f.host, f.upstreamPeer)
 	e.Service = service(f.cluster, f.chain)
 	e.Reporter, e.Source = x.h.reporting(x.session, e.Source, e.Destination)
+	if x.chain != nil && x.chain.Metrics != nil {
+		e.Wanted = x.chain.Metrics.Of(x.attributes)
+	}
 	return e
 }
 

@@ -123,6 +123,10 @@ func compileChainOf(p *listenerv3.FilterChain, own func(*EdgeChain, *hcmv3.HttpC
 	if len(fs) == 0 {
 		return nil, errors.New("no filters: such a chain would close every connection")
 	}
+	counted, err := compileMetrics(p.GetMetadata())
+	if err != nil {
+		return nil, err
+	}
 	var before []filters.Network
 	for _, f := range fs[:len(fs)-1] {
 		n, err := filters.CompileNetwork(f)
@@ -155,6 +159,7 @@ func compileChainOf(p *listenerv3.FilterChain, own func(*EdgeChain, *hcmv3.HttpC
 		}
 		c.HTTP = h
 		if err == nil {
+			h.Metrics = counted
 			for _, f := range h.Filters {
 				f.Place("chain " + c.Name)
 			}
@@ -169,7 +174,7 @@ func compileChainOf(p *listenerv3.FilterChain, own func(*EdgeChain, *hcmv3.HttpC
 		if err != nil {
 			return nil, err
 		}
-		t.Filters, c.TCP = before, t
+		t.Filters, t.Metrics, c.TCP = before, counted, t
 		t.Named = slices.ContainsFunc(before, func(n filters.Network) bool {
 			r, ok := n.(*filters.RBAC)
 			return ok && r.AsksServerName()

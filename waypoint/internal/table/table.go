@@ -53,6 +53,7 @@ type HTTPChain struct {
 	WebSocket     bool // upgrades to websocket are allowed
 	RequestID     bool // make X-Request-Id when the client sent none
 	Logs          []Log
+	Metrics       *Metrics // nil = the standard series
 	Tracing       *Tracing // nil = requests become no spans
 	// Edge says that strangers come in here: their address is the socket's, but for TrustedHops of X-Forwarded-For.
 	Edge        bool
@@ -82,6 +83,7 @@ type TCPChain struct {
 	MaxAge   time.Duration // 0 = none
 	Attempts int           // to connect
 	Logs     []Log
+	Metrics  *Metrics // nil = the standard series
 	// Named says that a policy asks which server a TLS client wants: its first bytes have to be seen before anybody judges.
 	Named bool
 }

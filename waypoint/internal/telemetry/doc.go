@@ -4,7 +4,8 @@
 // It does not know where its numbers come from: phases gives it finished entries. A label whose value is not known is "unknown".
 //
 // Invariants: every request is counted exactly once, refused ones too (TestRequestLabels); the bytes of a connection are counted while
-// it is open and add up to the whole at its end (TestConnBytesAddUp); a line is written whole (TestLinesAreWhole).
+// it is open and add up to the whole at its end (TestConnBytesAddUp); a line is written whole (TestLinesAreWhole);
+// what clients put into labels that a configuration added makes a bounded number of series (TestCustomSeriesAreBounded).
 //
-// Neighbours: phases fills it, admin shows the series.
+// Neighbours: table says how a chain wants to be counted, phases fills it, admin shows the series.
 package telemetry

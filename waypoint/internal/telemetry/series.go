@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/marrowmesh/marrow/waypoint/internal/table"
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
 )
 
@@ -33,6 +34,11 @@ type found struct {
 	of map[kind]*seriesSet
 }
 
+// requestLabels are the values of a request's standard labels.
+func requestLabels(r *Request) []string {
+	return append(labels(r.Reporter, r.Source, r.Destination, r.Service, r.Protocol, r.Flags, r.Mutual), strconv.Itoa(r.Code), r.GRPC)
+}
+
 // maxFound bounds what is remembered; beyond it everything is looked up once more.
 const maxFound = 4096
 
@@ -44,13 +50,15 @@ func (t *Telemetry) seriesOf(r *Request) *seriesSet {
 	if s != nil {
 		return s
 	}
-	l := append(labels(r.Reporter, r.Source, r.Destination, r.Service, r.Protocol, r.Flags, r.Mutual), strconv.Itoa(r.Code), r.GRPC)
+	l := requestLabels(r)
+	counter := func(m table.Metric) prometheus.Counter { return t.std[m].counter.WithLabelValues(l...) }
+	sizes := func(m table.Metric) prometheus.Observer { return t.std[m].sizes.WithLabelValues(l...) }
 	s = &seriesSet{
-		requests: t.requests.WithLabelValues(l...), duration: t.duration.WithLabelValues(l...),
-		received: t.received.WithLabelValues(l...), sent: t.sent.WithLabelValues(l...),
+		requests: counter(table.RequestCount), duration: sizes(table.RequestDuration),
+		received: sizes(table.RequestSize), sent: sizes(table.ResponseSize),
 	}
 	if r.Protocol == "grpc" {
-		s.messages = [2]prometheus.Counter{t.messages[0].WithLabelValues(l...), t.messages[1].WithLabelValues(l...)}
+		s.messages = [2]prometheus.Counter{counter(table.RequestMessages), counter(table.ResponseMessages)}
 	}
 	t.found.mu.Lock()
 	defer t.found.mu.Unlock()

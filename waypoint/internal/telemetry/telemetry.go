@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/marrowmesh/marrow/internal/obs"
+	"github.com/marrowmesh/marrow/waypoint/internal/table"
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
 )
 
@@ -48,6 +49,7 @@ type Request struct {
 	Duration            time.Duration
 	Received, Sent      int64 // bytes, headers included
 	Asked, Told         int64 // gRPC messages from and to the client
+	Wanted              Wanted
 }
 
 // Conn is one opaque connection; Received counts the bytes from the client.
@@ -58,18 +60,15 @@ type Conn struct {
 	Flags               string
 	Mutual              bool
 	Received, Sent      int64
+	Wanted              Wanted
 }
 
 // Telemetry owns the series and the log's writer.
 type Telemetry struct {
-	requests *prometheus.CounterVec
-	duration *prometheus.HistogramVec
-	received *prometheus.HistogramVec
-	sent     *prometheus.HistogramVec
-	messages [2]*prometheus.CounterVec // from and to the client
-	tcp      tcpSeries
-	limits   *prometheus.CounterVec
-	found    found
+	std    [table.MetricCount]family
+	custom customs
+	limits *prometheus.CounterVec
+	found  found
 
 	policies policySeries
 
@@ -77,8 +76,6 @@ type Telemetry struct {
 	out   io.Writer
 	conns map[*live]struct{}
 }
-
-type tcpSeries struct{ opened, closed, received, sent *prometheus.CounterVec }
 
 // buckets are Envoy's.
 func buckets() []float64 {
@@ -97,25 +94,26 @@ func commonLabels() []string {
 
 // New registers the series with r; lines go to out.
 func New(r prometheus.Registerer, out io.Writer) *Telemetry {
-	http := append(commonLabels(), "response_code", "grpc_response_status")
-	tcp := commonLabels()
-	return &Telemetry{
-		requests: obs.Counter(r, "istio_requests_total", "Finished requests.", http...),
-		duration: obs.Histogram(r, "istio_request_duration_milliseconds", "Time from the first byte in to the last byte out.", buckets(), http...),
-		received: obs.Histogram(r, "istio_request_bytes", "Bytes of requests, headers included.", buckets(), http...),
-		sent:     obs.Histogram(r, "istio_response_bytes", "Bytes of responses, headers included.", buckets(), http...),
-		messages: [2]*prometheus.CounterVec{
-			obs.Counter(r, "istio_request_messages_total", "gRPC messages from clients.", http...),
-			obs.Counter(r, "istio_response_messages_total", "gRPC messages to clients.", http...),
-		},
-		tcp: tcpSeries{
-			opened:   obs.Counter(r, "istio_tcp_connections_opened_total", "Opaque connections opened.", tcp...),
-			closed:   obs.Counter(r, "istio_tcp_connections_closed_total", "Opaque connections closed.", tcp...),
-			received: obs.Counter(r, "istio_tcp_received_bytes_total", "Bytes from clients on opaque connections.", tcp...),
-			sent:     obs.Counter(r, "istio_tcp_sent_bytes_total", "Bytes to clients on opaque connections.", tcp...),
-		},
-		limits: limitSeries(r), policies: newPolicySeries(r), out: out, conns: map[*live]struct{}{},
+	http, tcp := append(commonLabels(), "response_code", "grpc_response_status"), commonLabels()
+	t := &Telemetry{limits: limitSeries(r), policies: newPolicySeries(r), out: out, conns: map[*live]struct{}{}}
+	counter := func(m table.Metric, name, help string, labels []string) {
+		t.std[m] = family{name: name, help: help, labels: labels, counter: obs.Counter(r, name, help, labels...)}
 	}
+	sizes := func(m table.Metric, name, help string) {
+		t.std[m] = family{name: name, help: help, labels: http, sizes: obs.Histogram(r, name, help, buckets(), http...)}
+	}
+	counter(table.RequestCount, "istio_requests_total", "Finished requests.", http)
+	sizes(table.RequestDuration, "istio_request_duration_milliseconds", "Time from the first byte in to the last byte out.")
+	sizes(table.RequestSize, "istio_request_bytes", "Bytes of requests, headers included.")
+	sizes(table.ResponseSize, "istio_response_bytes", "Bytes of responses, headers included.")
+	counter(table.RequestMessages, "istio_request_messages_total", "gRPC messages from clients.", http)
+	counter(table.ResponseMessages, "istio_response_messages_total", "gRPC messages to clients.", http)
+	counter(table.TCPOpened, "istio_tcp_connections_opened_total", "Opaque connections opened.", tcp)
+	counter(table.TCPClosed, "istio_tcp_connections_closed_total", "Opaque connections closed.", tcp)
+	counter(table.TCPReceived, "istio_tcp_received_bytes_total", "Bytes from clients on opaque connections.", tcp)
+	counter(table.TCPSent, "istio_tcp_sent_bytes_total", "Bytes to clients on opaque connections.", tcp)
+	r.MustRegister(&t.custom)
+	return t
 }
 
 func known(s string) string {
@@ -162,9 +160,13 @@ func first(a, b string) string {
 
 // Request counts a finished request.
 func (t *Telemetry) Request(r *Request) {
+	if r.Wanted != nil {
+		t.requestAs(r, requestLabels(r))
+		return
+	}
 	s := t.seriesOf(r)
 	s.requests.Inc()
-	s.duration.Observe(float64(r.Duration) / float64(time.Millisecond))
+	s.duration.Observe(milliseconds(r.Duration))
 	s.received.Observe(float64(r.Received))
 	s.sent.Observe(float64(r.Sent))
 	if r.Protocol == "grpc" {
@@ -172,6 +174,8 @@ func (t *Telemetry) Request(r *Request) {
 		s.messages[1].Add(float64(r.Told))
 	}
 }
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // live is an open connection whose bytes are counted now and then.
 type live struct {
@@ -194,7 +198,7 @@ func (t *Telemetry) Open(now func() *Conn) (done func(*Conn)) {
 		delete(t.conns, l)
 		t.mu.Unlock()
 		t.count(l, c)
-		t.tcp.closed.WithLabelValues(connLabels(c)...).Inc()
+		t.conn(c, table.TCPClosed, connLabels(c), 1)
 	}
 }
 
@@ -209,11 +213,19 @@ func (t *Telemetry) count(l *live, c *Conn) {
 	values := connLabels(c)
 	if !l.opened {
 		l.opened = true
-		t.tcp.opened.WithLabelValues(values...).Inc()
+		t.conn(c, table.TCPOpened, values, 1)
 	}
-	t.tcp.received.WithLabelValues(values...).Add(float64(c.Received - l.received))
-	t.tcp.sent.WithLabelValues(values...).Add(float64(c.Sent - l.sent))
+	t.conn(c, table.TCPReceived, values, float64(c.Received-l.received))
+	t.conn(c, table.TCPSent, values, float64(c.Sent-l.sent))
 	l.received, l.sent = c.Received, c.Sent
+}
+
+func (t *Telemetry) conn(c *Conn, m table.Metric, values []string, n float64) {
+	if c.Wanted != nil {
+		t.countAs(&c.Wanted[m], &t.std[m], values, n)
+		return
+	}
+	t.std[m].add(values, n)
 }
 
 // Report counts the bytes of open connections every interval, until ctx ends.

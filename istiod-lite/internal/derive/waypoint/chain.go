@@ -23,8 +23,9 @@ import (
 func (d *derivation) httpChain(name string, s *Service, p Port) *listenerv3.FilterChain {
 	d.routes[name] = d.serviceRoutes(name, s, p)
 	return &listenerv3.FilterChain{
-		Name:    name,
-		Filters: []*listenerv3.Filter{d.httpManager(name, s, p, d.limitsFor(s, p))},
+		Name:     name,
+		Metadata: d.metrics(s),
+		Filters:  []*listenerv3.Filter{d.httpManager(name, s, p, d.limitsFor(s, p))},
 	}
 }
 
@@ -75,7 +76,7 @@ func (d *derivation) tcpChain(name string, s *Service, p Port) *listenerv3.Filte
 	var filters []*listenerv3.Filter
 	set := d.policiesFor(s)
 	filters = append(append(filters, d.customTCP(set)...), set.network()...)
-	return &listenerv3.FilterChain{Name: name, Filters: append(filters, d.tcpProxy(name, s, p))}
+	return &listenerv3.FilterChain{Name: name, Metadata: d.metrics(s), Filters: append(filters, d.tcpProxy(name, s, p))}
 }
 
 func (d *derivation) tcpProxy(name string, s *Service, p Port) *listenerv3.Filter {
@@ -124,7 +125,7 @@ func (d *derivation) directChains() []*listenerv3.FilterChain {
 		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: Encap},
 	}))
 	return []*listenerv3.FilterChain{
-		{Name: directHTTP, Filters: []*listenerv3.Filter{restate, d.httpManager(directHTTP, nil, Port{}, limits)}},
-		{Name: directTCP, Filters: tcp},
+		{Name: directHTTP, Metadata: d.metrics(nil), Filters: []*listenerv3.Filter{restate, d.httpManager(directHTTP, nil, Port{}, limits)}},
+		{Name: directTCP, Metadata: d.metrics(nil), Filters: tcp},
 	}
 }

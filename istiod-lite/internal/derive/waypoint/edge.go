@@ -99,7 +99,7 @@ func (d *derivation) edgeListener(p *EdgePort) *listenerv3.Listener {
 }
 
 func (d *derivation) edgeChain(p *EdgePort, s *EdgeServer, mixed bool) *listenerv3.FilterChain {
-	c := &listenerv3.FilterChain{Name: s.Name}
+	c := &listenerv3.FilterChain{Name: s.Name, Metadata: d.metrics(nil)}
 	if s.TLS != nil || s.TCP != nil && s.TCP.Passthrough {
 		c.FilterChainMatch = &listenerv3.FilterChainMatch{TransportProtocol: "tls"}
 		if !slices.Contains(s.SNI, "*") {
