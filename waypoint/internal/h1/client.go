@@ -345,6 +345,8 @@ func (x *exchange) answer() (*http.Response, error) {
 			return nil, fmt.Errorf("read the answer: %w", err)
 		}
 		switch {
+		case resp.StatusCode < http.StatusContinue: // three digits, that is all net/http asks for
+			return nil, fmt.Errorf("malformed HTTP response: status %03d", resp.StatusCode)
 		case resp.StatusCode == http.StatusSwitchingProtocols:
 			resp.Body = x.switched()
 			return resp, nil

@@ -13,7 +13,8 @@
 // (TestExplainEqualsServing). No spelling of a refused path or host, and no framing, brings to an application what was refused or was
 // not judged (TestNoSpellingPasses, TestNoSpellingPassesHTTP2, TestNoHostPasses, TestNothingIsSmuggled). An authorization server's answer
 // comes before the application sees anything, and its absence refuses (TestCustomAuthorization, TestCustomFailure). What only proxies may
-// say no client says (TestForgedHeaders).
+// say no client says (TestForgedHeaders). An answer that is none, and a mistake of ours, cost the request that met them and no other
+// (TestAnswersThatAreNone, TestPanicIsContained).
 //
 // Neighbours: front brings sessions, table, filters and upstream decide, telemetry counts.
 package phases

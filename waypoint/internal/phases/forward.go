@@ -239,6 +239,10 @@ func (w *forwarding) try(n int) (*attempt, error) {
 		return a, w.failed(err, a.ctx)
 	}
 	w.facts.service = time.Since(began)
+	if err := a.sound(req); err != nil {
+		w.cluster.Report(a.host, upstream.LocalErr)
+		return a, w.failed(err, a.ctx)
+	}
 	w.cluster.Report(a.host, upstream.ResultOf(a.resp.StatusCode))
 	return a, nil
 }

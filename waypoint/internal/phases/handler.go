@@ -85,6 +85,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).EnableFullDuplex()
 	}
 	defer x.record()
+	defer x.contain()
 	if err := x.run(); err != nil {
 		x.answer(err)
 	}

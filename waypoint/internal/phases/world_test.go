@@ -164,6 +164,7 @@ type world struct {
 	mu      sync.Mutex
 	hops    map[netip.AddrPort]string // where a pod's node proxy really listens
 	random  func(uint64) uint64
+	id      func() string // of the next request
 	stop    func()
 }
 
@@ -171,6 +172,7 @@ func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t, ca: newAuthority(t), log: &lines{}, reg: prometheus.NewRegistry(), hops: map[netip.AddrPort]string{}}
 	w.random = func(uint64) uint64 { return 0 }
+	w.id = func() string { return "id-1" }
 	g := run.NewGroup(context.Background())
 	cert := fixed{w.ca.issue(t, "spiffe://td/ns/shop/sa/wp")}
 	tunnels := upstream.NewTunnels(cert, mtls.Handshaker{}, w.dial, hbone.Config{}, time.Minute, g)
@@ -186,7 +188,7 @@ func newWorld(t testing.TB) *world {
 	w.in.OnTable(func(t *table.Table) { keys.Need(t.KeySources()) })
 	h := phases.New(phases.Config{
 		Spans: w.spans, Env: func(name string) (string, bool) { return "value of " + name, name == "POD" },
-		Table: w.in.Table, Upstreams: w.ups, Rand: func(n uint64) uint64 { return w.rnd(n) }, NewID: func() string { return "id-1" },
+		Table: w.in.Table, Upstreams: w.ups, Rand: func(n uint64) uint64 { return w.rnd(n) }, NewID: func() string { return w.id() },
 		Telemetry: tel, Log: obs.Discard(), Host: "wp-1", Group: g, Keys: keys,
 	})
 	w.handler = h
