@@ -50,7 +50,7 @@ pgo: build ## profile ztunnel under load for two minutes into ztunnel/default.pg
 	@mv $(BUILD)/pgo/merged ztunnel/default.pgo
 
 .PHONY: test
-test: build envoy-bin unit lab h2spec grpc-interop hostile envoy ## all tests that need no more than this machine: unit, lab, attacks, h2spec, gRPC and Envoy interop
+test: build envoy-bin unit lab h2spec grpc-interop websocket hostile envoy ## all tests that need no more than this machine: unit, lab, attacks, h2spec, gRPC, WebSocket and Envoy interop
 
 # -pgo=off: the tests run no ztunnel of their own, and with its profile all that it imports is compiled once more.
 .PHONY: unit
@@ -93,6 +93,10 @@ grpc-interop-bin: build
 .PHONY: grpc-interop
 grpc-interop: grpc-interop-bin envoy-bin ## grpc-go's interop client and server through our waypoint and gateway, and through Envoy
 	@$(GO) test -tags lab -count=1 -timeout 10m ./integration/grpcinterop/...
+
+.PHONY: websocket
+websocket: build envoy-bin ## frames of all kinds and sizes through our waypoint and gateway, and through Envoy
+	@$(GO) test -tags lab -count=1 -timeout 10m ./integration/websocket/...
 
 .PHONY: hostile
 hostile: build ## attacks on the tunnel port, and how connections end with and without the mesh

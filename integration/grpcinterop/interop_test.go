@@ -79,8 +79,10 @@ func TestInterop(t *testing.T) {
 	world := command.World{
 		// Those that are clients wait by serving.
 		Pods: []command.Pod{
-			{Name: "meshed", Node: "node-2", Mesh: true, Command: serve}, {Name: "bare", Node: "node-2", Command: serve},
-			{Name: "client", Node: "node-1", Mesh: true, Command: serve}, {Name: "stranger", Node: "node-1", Command: serve},
+			{Name: "meshed", Node: "node-2", Mesh: true, Command: serve},
+			{Name: "bare", Node: "node-2", Command: serve},
+			{Name: "client", Node: "node-1", Mesh: true, Command: serve},
+			{Name: "stranger", Node: "node-1", Command: serve},
 		},
 		Protocol: "grpc", Clear: "bare", TLS: "meshed", Host: "rpc.example.com",
 	}

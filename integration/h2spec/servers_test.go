@@ -108,7 +108,8 @@ func TestServersNotWorse(t *testing.T) {
 	world := command.World{
 		Pods: []command.Pod{
 			{Name: "app", Node: "node-2", Mesh: true, Command: serve},
-			{Name: "client", Node: "node-1", Mesh: true, Command: serve}, {Name: "stranger", Node: "node-1", Command: serve},
+			{Name: "client", Node: "node-1", Mesh: true, Command: serve},
+			{Name: "stranger", Node: "node-1", Command: serve},
 		},
 		Protocol: "http", Clear: "app", TLS: "app", Host: "front-istio",
 	}
