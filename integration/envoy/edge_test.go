@@ -91,8 +91,8 @@ func (b *border) curl(gateway string, args ...string) answer {
 	out, head := filepath.Join(b.dir, "body"), filepath.Join(b.dir, "head")
 	_ = os.Remove(head)
 	all := []string{"-sS", "-o", out, "-D", head, "-w", "%{http_code} HTTP/%{http_version}", "--max-time", "10", "--cacert", b.roots}
-	for _, port := range []string{"80", "443"} {
-		if at := b.doors[gateway+":"+port]; at != "" {
+	for door, at := range b.doors {
+		if port, ok := strings.CutPrefix(door, gateway+":"); ok {
 			all = append(all, "--connect-to", ":"+port+":"+at)
 		}
 	}
