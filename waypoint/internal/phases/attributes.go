@@ -33,7 +33,7 @@ func (x *exchange) attributes(root string) map[string]any {
 		}
 		return m
 	case "upstream":
-		m := upstreamAttributes(f.host, f.upstreamLocal)
+		m := upstreamAttributes(f.host, addrText(f.upstreamLocal))
 		m["request_attempt_count"] = int64(f.attempts)
 		if f.transport != "" {
 			m["transport_failure_reason"] = f.transport
@@ -51,7 +51,7 @@ func (x *exchange) attributes(root string) map[string]any {
 func (f *flow) attributes(root string) map[string]any {
 	switch root {
 	case "upstream":
-		return upstreamAttributes(f.host, f.upstreamLocal)
+		return upstreamAttributes(f.host, addrText(f.upstreamLocal))
 	case "upstream_peer":
 		return peerAttributes(destination(f.host, f.upstreamPeer))
 	case "xds":
@@ -71,12 +71,12 @@ func (s *Session) attributes(root string) map[string]any {
 	case "connection":
 		return map[string]any{
 			"requested_server_name": s.ServerName,
-			"mtls":                  !s.Peer.IsZero(), "uri_san_peer_certificate": s.principal(), "uri_san_local_certificate": s.Local.String(), "tls_version": "TLSv1.3",
+			"mtls":                  !s.Peer.IsZero(), "uri_san_peer_certificate": s.principal(), "uri_san_local_certificate": s.self(), "tls_version": "TLSv1.3",
 		}
 	case "downstream_peer":
 		return peerAttributes(telemetry.Peer{Workload: s.Client, Principal: s.principal()})
 	case "filter_state":
-		return map[string]any{match.StatePeerPrincipal: s.principal(), match.StateLocalPrincipal: s.Local.String(), match.StateAuthority: s.Authority}
+		return map[string]any{match.StatePeerPrincipal: s.principal(), match.StateLocalPrincipal: s.self(), match.StateAuthority: s.Authority}
 	}
 	return nil
 }

@@ -410,7 +410,7 @@ func candidate(of *upstream.Cluster, h *upstream.Host, now time.Time) Candidate 
 // connection is what network filters judge.
 func (s *Session) connection() match.Request {
 	return match.Request{
-		Source: s.Source, Direct: s.packets(), Destination: s.Destination, Port: s.Port, Principal: s.principal(), Local: s.Local.String(),
+		Source: s.Source, Direct: s.packets(), Destination: s.Destination, Port: s.Port, Principal: s.principal(), Local: s.self(),
 		Connect: s.Authority, ServerName: s.ServerName,
 	}
 }

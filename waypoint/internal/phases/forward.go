@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/marrowmesh/marrow/waypoint/internal/match"
@@ -36,6 +37,7 @@ type forwarding struct {
 	tried   []*upstream.Host
 	hash    uint64
 	hashed  bool
+	timeout atomic.Pointer[time.Timer] // of the whole exchange; nil = none yet
 }
 
 // attempt is one try at an endpoint.
@@ -74,6 +76,7 @@ func (x *exchange) forward(f *table.Forward) error {
 	w.prepareBody()
 	w.mirror()
 	w.startTimeout()
+	defer w.stopTimeout()
 	for n := 1; ; n++ {
 		a, err := w.try(n)
 		again, wait := w.again(a, err, n)
@@ -97,11 +100,13 @@ func (w *forwarding) choose() error {
 	if c == nil {
 		return &failure{status: w.f.NotFound, flag: "NC", detail: "cluster_not_found"}
 	}
-	ctx, cancel := context.WithTimeout(w.ctx, warmLimit)
-	defer cancel()
-	c, err := c.Warm(ctx)
-	if err != nil {
-		return w.failed(err, w.ctx)
+	if !c.IsWarm() {
+		ctx, cancel := context.WithTimeout(w.ctx, warmLimit)
+		defer cancel()
+		var err error
+		if c, err = c.Warm(ctx); err != nil {
+			return w.failed(err, w.ctx)
+		}
 	}
 	w.cluster, w.facts.cluster = c, c
 	w.hash, w.hashed = w.hashOf(w.f.Hash)
@@ -174,7 +179,9 @@ func (w *forwarding) startTimeout() {
 	}
 	start := func() {
 		t := time.AfterFunc(limit, func() { w.cancel(errTimeout) })
-		context.AfterFunc(w.ctx, func() { t.Stop() })
+		if old := w.timeout.Swap(t); old != nil { // the request became whole when its exchange was over
+			t.Stop()
+		}
 	}
 	if !w.hasBody() {
 		start()
@@ -185,6 +192,13 @@ func (w *forwarding) startTimeout() {
 		start = func() { first(); before() }
 	}
 	w.exchange.body.whole = start
+}
+
+// stopTimeout is for the end of the exchange; none is started after it.
+func (w *forwarding) stopTimeout() {
+	if t := w.timeout.Swap(&time.Timer{}); t != nil {
+		t.Stop()
+	}
 }
 
 // timeLimit is how long the exchange may take; 0 = as long as it likes.
@@ -449,46 +463,9 @@ func (w *forwarding) deliver(a *attempt) error {
 	return nil
 }
 
-// copyBody passes the body on as it comes: what was read is written and, unless the length is known and reached, flushed.
-func (w *forwarding) copyBody(a *attempt) error {
-	resp := a.resp
-	if resp.Body == http.NoBody || w.r.Method == http.MethodHead {
-		return nil
-	}
-	rc := http.NewResponseController(w.w)
-	if resp.ContentLength < 0 {
-		_ = rc.Flush() // headers first; a failed write is seen by the next one
-	}
-	buf := make([]byte, 32<<10)
-	left := resp.ContentLength
-	for {
-		n, err := resp.Body.Read(buf)
-		if n > 0 {
-			if _, werr := w.w.Write(buf[:n]); werr != nil {
-				return &failure{flag: "DC", detail: "downstream_remote_disconnect", err: werr}
-			}
-			w.facts.sentBytes += int64(n)
-			if w.q.GRPC {
-				w.facts.told.see(buf[:n])
-			}
-			left -= int64(n)
-			if resp.ContentLength < 0 || left > 0 {
-				_ = rc.Flush()
-			}
-		}
-		switch {
-		case err == nil:
-		case errors.Is(err, io.EOF):
-			return nil
-		default:
-			return w.failed(err, a.ctx)
-		}
-	}
-}
-
 // connected remembers the connection that an attempt uses.
 func (f *facts) connected(c net.Conn) {
-	f.upstreamLocal = c.LocalAddr().String()
+	f.upstreamLocal = c.LocalAddr()
 	if p, ok := c.(upstream.Peered); ok {
 		f.upstreamPeer = p.Peer()
 	}

@@ -119,7 +119,7 @@ func (x *exchange) identify() error {
 	x.q = match.Request{
 		Method: x.r.Method, Scheme: "http", Authority: x.r.Host, Header: x.r.Header,
 		Source: s.Source, Direct: s.packets(), Destination: s.Destination, Port: s.Port,
-		Principal: s.principal(), Local: s.Local.String(), Connect: s.Authority,
+		Principal: s.principal(), Local: s.self(), Connect: s.Authority,
 		GRPC: isGRPC(x.r.Header), ServerName: s.ServerName,
 	}
 	if x.q.GRPC {

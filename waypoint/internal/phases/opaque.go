@@ -147,7 +147,7 @@ func (f *flow) connect(ctx context.Context) (upstream.Conn, func(), error) {
 		return nil, nil, &failure{status: http.StatusServiceUnavailable, flag: "UF", detail: "upstream_connect_failure", err: err}
 	}
 	f.cluster.Report(f.host, upstream.Answered)
-	f.upstreamLocal = up.LocalAddr().String()
+	f.upstreamLocal = up.LocalAddr()
 	if p, ok := up.(upstream.Peered); ok {
 		f.upstreamPeer = p.Peer()
 	}
@@ -222,7 +222,7 @@ func (f *flow) Operator(name, arg string) string {
 	case "UPSTREAM_CLUSTER", "UPSTREAM_CLUSTER_RAW":
 		return f.name
 	case "UPSTREAM_LOCAL_ADDRESS":
-		return f.upstreamLocal
+		return addrText(f.upstreamLocal)
 	case "HOSTNAME":
 		return f.h.cfg.Host
 	}

@@ -1,6 +1,7 @@
 package phases
 
 import (
+	"net"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -42,7 +43,7 @@ type facts struct {
 // peering is what is known of the exchange with the upstream.
 type peering struct {
 	asked, told   messages // of a gRPC call
-	upstreamLocal string
+	upstreamLocal net.Addr // nil = none yet
 	upstreamPeer  identity.ID
 	broken        bool // the answer ended in the middle
 }
@@ -114,7 +115,7 @@ func (h *Handler) reporting(s *Session, source, destination telemetry.Peer) (tel
 	}
 	self := telemetry.Peer{Workload: h.cfg.Self}
 	if destination.Principal != "" {
-		self.Principal = s.Local.String()
+		self.Principal = s.self()
 	}
 	return telemetry.Gateway, self
 }
@@ -133,13 +134,9 @@ func destination(h *upstream.Host, peer identity.ID) telemetry.Peer {
 	if h == nil {
 		return telemetry.Peer{}
 	}
-	id := h.Identity
-	if id.IsZero() {
-		id = peer
-	}
-	p := telemetry.Peer{Workload: h.Workload}
-	if !id.IsZero() {
-		p.Principal = id.String()
+	p := telemetry.Peer{Workload: h.Workload, Principal: h.Principal}
+	if h.Identity.IsZero() && !peer.IsZero() {
+		p.Principal = peer.String()
 	}
 	return p
 }
@@ -240,7 +237,7 @@ func (f *facts) upstreamOperator(name string) string {
 	case "UPSTREAM_CLUSTER", "UPSTREAM_CLUSTER_RAW":
 		return f.clusterName
 	case "UPSTREAM_LOCAL_ADDRESS":
-		return f.upstreamLocal
+		return addrText(f.upstreamLocal)
 	case "UPSTREAM_REQUEST_ATTEMPT_COUNT":
 		if f.attempts > 0 {
 			return strconv.Itoa(f.attempts)
@@ -279,10 +276,10 @@ func sessionOperator(s *Session, name, arg string) string {
 	case "DOWNSTREAM_PEER_URI_SAN":
 		return s.principal()
 	case "DOWNSTREAM_LOCAL_URI_SAN":
-		return s.Local.String()
+		return s.self()
 	case "FILTER_STATE":
 		key, _, _ := strings.Cut(arg, ":")
-		q := match.Request{Principal: s.principal(), Local: s.Local.String(), Connect: s.Authority}
+		q := match.Request{Principal: s.principal(), Local: s.self(), Connect: s.Authority}
 		v, _ := q.State(key)
 		return v
 	}
@@ -294,4 +291,11 @@ func ipText(ap netip.AddrPort) string {
 		return ""
 	}
 	return ap.Addr().String()
+}
+
+func addrText(a net.Addr) string {
+	if a == nil {
+		return ""
+	}
+	return a.String()
 }

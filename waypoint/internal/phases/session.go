@@ -3,6 +3,7 @@ package phases
 import (
 	"context"
 	"net/netip"
+	"sync"
 
 	"github.com/marrowmesh/marrow/internal/identity"
 	"github.com/marrowmesh/marrow/waypoint/internal/table"
@@ -23,6 +24,9 @@ type Session struct {
 	// ServerName is of the server that a TLS client asks for, in lower case and without a final dot; empty = none was seen.
 	ServerName string
 	Edge       *Edge // of a connection that came in at the mesh's border; nil = through a tunnel
+
+	once        sync.Once // fills what is below: texts that each request asks for
+	peer, local string
 }
 
 // packets is where the connection's packets come from: the client, or a load balancer that told of it.
@@ -35,10 +39,21 @@ func (s *Session) packets() netip.AddrPort {
 
 // principal is the client's name as policies spell it; empty = none.
 func (s *Session) principal() string {
-	if s.Peer.IsZero() {
-		return ""
+	s.once.Do(s.spell)
+	return s.peer
+}
+
+// self is this waypoint's name as policies spell it.
+func (s *Session) self() string {
+	s.once.Do(s.spell)
+	return s.local
+}
+
+func (s *Session) spell() {
+	s.local = s.Local.String()
+	if !s.Peer.IsZero() {
+		s.peer = s.Peer.String()
 	}
-	return s.Peer.String()
 }
 
 // chain is what serves the session by the configuration in t; nil = nothing.

@@ -36,12 +36,14 @@ type Endpoint struct {
 	Addr     netip.AddrPort // of the application
 	Hop      netip.AddrPort // of the node proxy; invalid = connect directly
 	Identity identity.ID    // what the hop has to present; zero = any of the trust domain
-	Workload Workload
-	Healthy  bool
-	Weight   uint32
-	Priority uint32
-	Group    int // in the assignment's groups
-	Check    EndpointCheck
+	// Principal is Identity as text, which every request asks for; empty = zero.
+	Principal string
+	Workload  Workload
+	Healthy   bool
+	Weight    uint32
+	Priority  uint32
+	Group     int // in the assignment's groups
+	Check     EndpointCheck
 }
 
 // Workload describes an endpoint or a client for telemetry.
@@ -116,6 +118,7 @@ func compileEndpoint(p *endpointv3.LbEndpoint) (e Endpoint, skip bool, err error
 		if e.Identity, err = identity.Parse(id); err != nil {
 			return e, false, fmt.Errorf("metadata istio.identity %q: %w", id, err)
 		}
+		e.Principal = e.Identity.String()
 	}
 	e.Workload = workload(istio)
 	switch a := p.GetEndpoint().GetAddress().GetAddress().(type) {

@@ -111,6 +111,16 @@ func (c *Cluster) Warm(ctx context.Context) (*Cluster, error) {
 	return c, nil
 }
 
+// IsWarm reports that Warm would return c itself, at once.
+func (c *Cluster) IsWarm() bool {
+	select {
+	case <-c.warm:
+		return c.Config.Check == nil && c.store.Get(c.Config.Name) == c
+	default:
+		return false
+	}
+}
+
 // Pick chooses a host.
 func (c *Cluster) Pick(ch Choice) (*Host, error) {
 	switch c.Config.Kind {
@@ -151,7 +161,7 @@ func (c *Cluster) dialled(ch Choice) (*Host, error) {
 		for _, other := range c.store.All() {
 			for _, h := range other.Hosts {
 				if h.Tunnelled() && h.Addr.Addr() == e.Addr.Addr() {
-					e.Identity, e.Workload = h.Identity, h.Workload
+					e.Identity, e.Principal, e.Workload = h.Identity, h.Principal, h.Workload
 				}
 			}
 		}
