@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,7 +17,7 @@ import (
 	"github.com/marrowmesh/marrow/internal/obs"
 	"github.com/marrowmesh/marrow/internal/run"
 	"github.com/marrowmesh/marrow/waypoint/internal/h1"
-	"github.com/marrowmesh/marrow/waypoint/internal/handoff"
+	"github.com/marrowmesh/marrow/waypoint/internal/h2http"
 	"github.com/marrowmesh/marrow/waypoint/internal/phases"
 	"github.com/marrowmesh/marrow/waypoint/internal/table"
 	"github.com/marrowmesh/marrow/waypoint/internal/upstream"
@@ -41,9 +38,8 @@ type Config struct {
 type Server struct {
 	cfg    Config
 	tunnel atomic.Pointer[hbone.Server]
-	inner  *handoff.Listener
-	http   *http.Server // of HTTP/2
 	http1  *h1.Server
+	http2  *h2http.Server
 	open   atomic.Int64 // inner connections
 	conns  atomic.Int64 // tunnel connections
 }
@@ -52,50 +48,26 @@ const (
 	handshakeLimit = 10 * time.Second
 	headerLimit    = time.Minute // of the time that a request's head may take
 	maxHeader      = 64 << 10    // of its bytes
+	maxStreams     = 1000        // requests at once on a connection inside a tunnel
+	bodies         = 4 << 20     // bytes of request bodies that nobody has read yet, twice
 )
 
 // New makes a server that listens nowhere yet.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, inner: handoff.New()}
+	s := &Server{cfg: cfg}
 	s.tunnel.Store(hbone.NewServer(cfg.HBONE))
 	s.http1 = &h1.Server{Handler: cfg.Phases, HeaderTimeout: headerLimit, MaxHeader: maxHeader}
-	protocols := &http.Protocols{}
-	protocols.SetUnencryptedHTTP2(true)
-	s.http = &http.Server{
-		Handler:           cfg.Phases,
-		Protocols:         protocols,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1000},
-		ReadHeaderTimeout: headerLimit,
-		MaxHeaderBytes:    maxHeader - 4<<10,
-		ErrorLog:          log.New(io.Discard, "", 0), // phases tells what went wrong, with more to tell
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			if in, ok := c.(*innerConn); ok {
-				return phases.WithSession(ctx, in.session)
-			}
-			return ctx
-		},
-		DisableGeneralOptionsHandler: true, // OPTIONS * is the application's
-	}
+	s.http2 = &h2http.Server{Handler: cfg.Phases, HeaderTimeout: headerLimit, MaxHeader: maxHeader, MaxStreams: maxStreams, Memory: bodies}
 	return s
 }
 
 // Serve accepts connections from l until it is closed or ctx ends, and returns when all that it accepted have ended.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	inner := run.NewGroup(context.WithoutCancel(ctx))
-	inner.Go("inner http", func(context.Context) error {
-		if err := s.http.Serve(s.inner); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-			return err
-		}
-		return nil
-	})
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	conns := run.NewGroup(ctx)
 	s.accept(ctx, l, conns)
-	err := conns.Wait()
-	s.inner.End()
-	_ = s.http.Close()
-	return errors.Join(err, inner.Wait())
+	return conns.Wait()
 }
 
 func (s *Server) accept(ctx context.Context, l net.Listener, conns *run.Group) {
@@ -256,48 +228,19 @@ func (s *Server) opaque(ctx context.Context, chain *table.Chain, session *phases
 func (s *Server) serveHTTP(ctx context.Context, c upstream.Conn, session *phases.Session) {
 	s.open.Add(1)
 	defer s.open.Add(-1)
-	in := &innerConn{Conn: c, session: session, closed: make(chan struct{})}
+	in := &innerConn{Conn: c, session: session}
 	two, seen := speaksHTTP2(c)
 	in.Conn = &replayed{Conn: c, first: seen}
+	ctx = phases.WithSession(ctx, session)
 	if !two {
 		defer func() { _ = in.Close() }()
-		s.http1.Serve(phases.WithSession(ctx, session), in)
+		s.http1.Serve(ctx, in)
 		return
 	}
-	if !s.inner.Offer(in) {
-		return
-	}
-	select {
-	case <-in.closed:
-	case <-ctx.Done(): // the tunnel is gone; the HTTP server sees it by its reads
-		_ = in.Close()
+	if err := s.http2.Serve(ctx, push(in), in.RemoteAddr().String()); err != nil {
+		s.cfg.Log.Debug("HTTP/2 inside a tunnel ended", obs.F("src.addr", session.Source.String()), obs.Err(err))
 	}
 }
-
-// innerConn is a connection inside a tunnel, as the HTTP server sees it.
-type innerConn struct {
-	upstream.Conn
-	session *phases.Session
-	once    sync.Once
-	closed  chan struct{}
-}
-
-// Close says that nothing more will be written; the stream itself is given up by its handler, after what was written is on its way.
-func (c *innerConn) Close() error {
-	var err error
-	c.once.Do(func() {
-		err = c.CloseWrite()
-		_ = c.SetReadDeadline(time.Unix(1, 0)) // whoever reads stops
-		close(c.closed)
-	})
-	return err
-}
-
-// OnEnd implements what the HTTP/1 server asks for.
-func (c *innerConn) OnEnd(fn func()) { onEnd(c.Conn, fn) }
-
-// RemoteAddr is the client's, as the node proxy kept it.
-func (c *innerConn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.session.Source) }
 
 func addrPort(a net.Addr) netip.AddrPort {
 	if t, ok := a.(*net.TCPAddr); ok {

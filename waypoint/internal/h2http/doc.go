@@ -4,7 +4,7 @@
 // connection from there, a short answer in one write.
 //
 // It dials nothing, ends no TLS, knows no route and no policy, and does not
-// push.
+// push. Why it exists: docs/adr/0015.
 //
 // Invariants: what net/http's server refuses is refused, and more (TestRefusals,
 // FuzzAgainstNetHTTP, TestRandomAgainstNetHTTP; most of it by internal/h2); half a body never passes for a whole one

@@ -35,6 +35,10 @@ type Server struct {
 	draining bool
 }
 
+// frameSize is below every window, so that a client that thinks little of windows
+// gets its first frame through.
+const frameSize = 32 << 10
+
 // ErrClientGone is the cause of a request's end whose client gave it up, or is gone.
 var ErrClientGone = errors.New("the client has given the request up")
 
@@ -53,7 +57,7 @@ func (s *Server) config() h2.Config {
 		memory = 1 << 20
 	}
 	return h2.Config{
-		StreamWindow: min(memory, 1<<20), ConnWindow: memory, Queue: int64(memory),
+		StreamWindow: min(memory, 1<<20), ConnWindow: memory, Queue: int64(memory), FrameSize: frameSize,
 		MaxStreams: s.MaxStreams, MaxHeaderList: s.MaxHeader,
 		Requests: &h2.Requests{HeaderTimeout: s.HeaderTimeout},
 	}
