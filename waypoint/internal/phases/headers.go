@@ -29,7 +29,7 @@ func keptHeader(name string) bool {
 // removeHop takes the headers of a connection out of h. It returns the protocol that an upgrade asked for.
 func removeHop(h http.Header) (upgrade string) {
 	if httpguts.HeaderValuesContainsToken(h["Connection"], "Upgrade") {
-		upgrade = h.Get("Upgrade")
+		upgrade = offered(h["Upgrade"])
 	}
 	trailers := httpguts.HeaderValuesContainsToken(h["Te"], "trailers")
 	for _, v := range h["Connection"] {
@@ -46,6 +46,20 @@ func removeHop(h http.Header) (upgrade string) {
 		h["Te"] = []string{"trailers"} // gRPC insists on it, and it is true: trailers are passed on
 	}
 	return upgrade
+}
+
+// offered are the protocols that a client would change to, without HTTP/2: nobody has to take that offer, and the request is the
+// same without it.
+func offered(lists []string) string {
+	var out []string
+	for _, list := range lists {
+		for one := range strings.SplitSeq(list, ",") {
+			if one = strings.TrimSpace(one); one != "" && !strings.EqualFold(one, "h2c") {
+				out = append(out, one)
+			}
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 // sanitize removes what a client may not say and adds what every request has, before anything is judged.

@@ -137,7 +137,7 @@ func TestSmuggling(t *testing.T) {
 		"version":                  "GET / HTTP/3.7\r\nHost: web\r\n\r\n",
 		"connect":                  "CONNECT web:80 HTTP/1.1\r\nHost: web:80\r\n\r\n" + hidden,
 		"upgrade with a body":      "GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 38\r\n\r\n" + hidden,
-		"upgrade to something":     "GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+		"upgrade to something":     "GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n",
 		"bytes that are no method": "\x16\x03\x01\x00\x00",
 	}
 	for name, s := range shapes {
@@ -164,6 +164,21 @@ func TestReframed(t *testing.T) {
 	got := raw(t, w, "POST /a HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
 	if s := seen.Load(); len(got) > 0 && got[0] == "200" && s != `/a "abc" []` {
 		t.Errorf("the application saw %v", s)
+	}
+}
+
+// TestNoUpgradeToHTTP2: an offer to go on in HTTP/2 is not taken, and costs nothing.
+func TestNoUpgradeToHTTP2(t *testing.T) {
+	w := one(t, named("v1"))
+	for offer, want := range map[string]int{"h2c": 200, "H2C": 200, " h2c ,": 200, "h2c, other": 403} {
+		resp, _ := do(t, w.client(shopper, vip+":80", false), "GET", "/", func(r *http.Request) {
+			r.Header.Set("Connection", "Upgrade, HTTP2-Settings")
+			r.Header.Set("Upgrade", offer)
+			r.Header.Set("Http2-Settings", "AAMAAABkAAQAAP__")
+		})
+		if resp.StatusCode != want || resp.Header.Get("Saw-Upgrade") != "" || resp.Header.Get("Saw-Http2-Settings") != "" {
+			t.Errorf("%q: %s %v", offer, resp.Status, resp.Header)
+		}
 	}
 }
 
