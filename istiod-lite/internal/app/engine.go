@@ -49,7 +49,7 @@ type engine struct {
 func newEngine(cfg config.Config, log *obs.Logger, objects objectStore, served *publish.Store, st *status.Writer, pods *podIndex) *engine {
 	return &engine{
 		cfg: cfg, log: log, objects: objects, served: served, status: st, pods: pods,
-		pipeline: ambient.NewPipeline(ambient.Config{ClusterID: cfg.ClusterID, Domain: cfg.ClusterDomain, SystemNamespace: cfg.RootNamespace, Revision: cfg.Revision}),
+		pipeline: ambient.NewPipeline(ambient.Config{ClusterID: cfg.ClusterID, Domain: cfg.ClusterDomain, SystemNamespace: cfg.RootNamespace, Revision: cfg.Revision, Unguarded: !cfg.WaypointRequired}),
 		rows:     rows{}, addresses: map[string]*workload.Address{}, waypoints: map[types.NamespacedName]map[waypoint.Place]bool{}, found: map[manifest.Key]bool{},
 	}
 }

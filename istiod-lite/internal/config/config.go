@@ -23,6 +23,8 @@ type Config struct {
 	RootNamespace string
 	TrustDomain   string
 	Revision      string
+	// WaypointRequired has node proxies refuse what passes by a waypoint that has to judge it.
+	WaypointRequired bool
 
 	SecureAddr  string // xDS and CA over TLS
 	MonitorAddr string // metrics
@@ -46,6 +48,7 @@ func Load(r *conf.Reader) (Config, error) {
 		RootNamespace:       r.String("POD_NAMESPACE", "istio-system", "root namespace: its policies hold for the whole mesh"),
 		TrustDomain:         r.String("MARROW_TRUST_DOMAIN", "cluster.local", "trust domain of the identities that are signed"),
 		Revision:            r.String("REVISION", "", "only objects labelled istio.io/rev with this revision, or without the label, are read; empty reads all"),
+		WaypointRequired:    r.Bool("MARROW_WAYPOINT_REQUIRED", true, "refuse traffic that passes by a waypoint whose policies protect its destination; false lets it pass, as Istio does"),
 		SecureAddr:          r.Addr("MARROW_SECURE_ADDR", ":15012", "xDS and CA over TLS"),
 		MonitorAddr:         r.Addr("MARROW_MONITOR_ADDR", ":15014", "metrics"),
 		AdminAddr:           r.Addr("MARROW_ADMIN_ADDR", "127.0.0.1:15000", "debug pages, log levels and profiles; keep it on loopback"),

@@ -36,6 +36,7 @@ type Workload struct {
 	Protocol       string    `json:"protocol"`
 	IPs            []string  `json:"workloadIps"`
 	Waypoint       *Waypoint `json:"waypoint"`
+	Policies       []string  `json:"authorizationPolicies"`
 }
 
 // Service is a service as the node proxy knows it.
@@ -60,6 +61,7 @@ type Found struct {
 	Dest      *Workload // the pod behind the address; nil = none is known
 	Connect   string    // what the client's node proxy dials at the waypoint
 	Waypoint  string    // namespace/name of its service; empty = none
+	Guard     string    // the policy by which the destination refuses who did not come through a waypoint; empty = none
 	Query     url.Values
 	Authority string
 }
@@ -144,10 +146,36 @@ func (d *Dump) destination(f *Found, host string, port uint16, namespace string)
 		at = f.Dest.Waypoint
 	}
 	f.Connect = netip.AddrPortFrom(ip, port).String()
+	f.Guard = d.guard(f)
 	if at != nil {
 		f.Waypoint, err = d.waypoint(at.Destination)
 	}
 	return err
+}
+
+// guardPrefix begins the names of the policies that the control plane makes where a waypoint has to be met (ADR 16).
+const guardPrefix = "marrow_waypoint_required_"
+
+// guard is the one that the destination's pods carry.
+func (d *Dump) guard(f *Found) string {
+	if f.Service == nil && f.Dest != nil {
+		for _, p := range f.Dest.Policies {
+			if _, name, _ := strings.Cut(p, "/"); strings.HasPrefix(name, guardPrefix) {
+				return p
+			}
+		}
+		return ""
+	}
+	if f.Service == nil {
+		return ""
+	}
+	for _, name := range []string{f.Service.Name, f.Service.Hostname} {
+		want := f.Service.Namespace + "/" + guardPrefix + name
+		if slices.ContainsFunc(d.Workloads, func(w Workload) bool { return slices.Contains(w.Policies, want) }) {
+			return want
+		}
+	}
+	return ""
 }
 
 // address is the first of a service's.
@@ -262,14 +290,23 @@ func (f *Found) String() string {
 	fmt.Fprintf(&b, "%s/%s asks %s\n", f.Client.Namespace, f.Client.Name, name)
 	if f.Client.Protocol != "HBONE" {
 		fmt.Fprintf(&b, "the client is not in the mesh: nobody takes its traffic to a waypoint, and no identity is known of it\n")
+		b.WriteString(f.guarded())
 		return b.String()
 	}
 	if f.Waypoint == "" {
 		b.WriteString("it has no waypoint: no request is read on the way, L4 policies alone hold\n")
+		b.WriteString(f.guarded())
 		return b.String()
 	}
 	fmt.Fprintf(&b, "its waypoint is %s\n", f.Waypoint)
 	return b.String()
+}
+
+func (f *Found) guarded() string {
+	if f.Guard == "" {
+		return ""
+	}
+	return "refused at the pod, on the ports of the service, by " + f.Guard + ": a policy protects it that only its waypoint can enforce\n"
 }
 
 // Read says whether some waypoint reads the request.

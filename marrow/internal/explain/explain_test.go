@@ -57,6 +57,34 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// TestGuarded: whoever does not come through the waypoint of a protected service is told that he will be refused, and by what.
+func TestGuarded(t *testing.T) {
+	d, err := ParseDump([]byte(strings.NewReplacer(`"workloadIps":["10.244.2.6"],"waypoint":{"destination":"net/10.96.0.9"}`,
+		`"workloadIps":["10.244.2.6"],"authorizationPolicies":["shop/p","shop/marrow_waypoint_required_catalog"]`).Replace(dump)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		from, to string
+		want     bool
+	}{
+		{"shop/load-1", "http://10.244.2.6:8080/", true},
+		{"outside/out", "http://catalog.shop/", true},
+		{"outside/out", "http://10.244.2.6:8080/", true},
+		{"shop/load-1", "http://catalog.other:8080/", false},
+		{"shop/load-1", "http://catalog/", false},
+		{"shop/load-1", "http://10.244.1.9/", false},
+	} {
+		f, err := d.Find(Request{From: c.from, To: c.to})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if told := f.String(); strings.Contains(told, "by shop/marrow_waypoint_required_catalog") != c.want {
+			t.Errorf("from %s to %s: %s", c.from, c.to, told)
+		}
+	}
+}
+
 func FuzzParseAnswer(f *testing.F) {
 	f.Add([]byte(`{"outcome":"refuse","status":403,"detail":"d","flags":"NR","chance":true,"open":["x"],"why":["because"],"endpoints":[{"address":"a"}],"clusters":[{},{}]}`))
 	f.Add([]byte(`{`))

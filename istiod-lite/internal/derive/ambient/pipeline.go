@@ -87,7 +87,8 @@ func NewPipeline(cfg Config) *Pipeline {
 	p.gateways = newGatewayTables(p.rows, p.in.classes)
 	p.services = newServiceTables(p.rows, p.gateways)
 	p.policies = newPolicyTables(p.rows, p.gateways, p.services)
-	w := newWorkloadTables(p.rows, p.gateways, p.services, p.policies)
+	guards := newGuardTables(p.rows, p.gateways, p.services)
+	w := newWorkloadTables(p.rows, p.gateways, p.services, p.policies, guards)
 	for _, t := range w.all {
 		p.addresses = append(p.addresses, observe(t, workloadResource))
 	}
@@ -98,6 +99,8 @@ func NewPipeline(cfg Config) *Pipeline {
 		observe(p.policies.authorizations, authorizationResource[name]),
 		observe(p.policies.ports, authorizationResource[name]),
 		observe(p.policies.static, authorizationResource[only]),
+		observe(guards.kube, authorizationResource[string]),
+		observe(guards.external, authorizationResource[string]),
 	}
 	p.conditions = []conditionSource{
 		{"", "Service", collect.NewOutput(p.services.conditions[0])},

@@ -18,6 +18,7 @@ type Config struct {
 	Domain          string // of Services; default "cluster.local"
 	SystemNamespace string // holds the ConfigMap istio and names the network; default "istio-system"
 	Revision        string // only Istio objects of this revision, or of none, count; empty: all
+	Unguarded       bool   // traffic may pass by a waypoint whose policies it should meet, as with Istio (ADR 16)
 }
 
 func (c Config) withDefaults() Config {

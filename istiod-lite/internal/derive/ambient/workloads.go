@@ -43,11 +43,12 @@ type builder struct {
 	gateways gatewayTables
 	services serviceTables
 	policies policyTables
+	guards   guardTables
 	byPod    *collect.Index[podRef, sliceRef, name] // Services that name a pod by slice
 }
 
-func newWorkloadTables(t *rows, g gatewayTables, s serviceTables, p policyTables) workloadTables {
-	b := &builder{rows: t, gateways: g, services: s, policies: p}
+func newWorkloadTables(t *rows, g gatewayTables, s serviceTables, p policyTables, guards guardTables) workloadTables {
+	b := &builder{rows: t, gateways: g, services: s, policies: p, guards: guards}
 	named := collect.Derive(t.engine, "pods named by slices", t.slices,
 		func(a, b sliceRef) int {
 			return cmp.Or(kube.CompareNames(a.slice, b.slice), comparePodRefs(a.pod, b.pod))
@@ -121,6 +122,7 @@ func (b *builder) pod(r *collect.Run, k name, emit func(string, *workload.Worklo
 			p.services[hostKey{k.Namespace, svc.host}.String()] = podServicePorts(pod, svc.ports)
 		}
 	}
+	p.policies = append(p.policies, b.guards.attached(r, p.services)...)
 	locality, _ := collect.Get(r, b.localities, pod.Spec.NodeName)
 	w := podWorkload(pod, locality, p)
 	emit(w.GetUid(), w)
@@ -154,6 +156,7 @@ func (b *builder) workloadEntry(r *collect.Run, k name, emit func(string, *workl
 		func(ports []*apinetworking.ServicePort) *workload.PortList {
 			return endpointEntryPorts(&we.Spec, ports)
 		})
+	p.policies = append(p.policies, b.guards.attached(r, p.services)...)
 	w := workloadEntryWorkload(we, p)
 	emit(w.GetUid(), w)
 }

@@ -11,6 +11,7 @@ import (
 const (
 	LabelDataplaneMode              = "istio.io/dataplane-mode"
 	LabelUseWaypoint                = "istio.io/use-waypoint"
+	LabelWaypointOptional           = "policy.marrow.io/waypoint-optional" // of Services and Namespaces: "true" lets traffic pass by a waypoint's policies
 	LabelUseWaypointNamespace       = "istio.io/use-waypoint-namespace"
 	LabelUseWaypointCanary          = "istio.io/use-waypoint-canary"
 	LabelUseWaypointCanaryNamespace = "istio.io/use-waypoint-canary-namespace"

@@ -106,7 +106,7 @@ func serve(t *testing.T, path string) (ambient.Changes, []error) {
 	var out ambient.Changes
 	var refusals []error
 	err = file.New(store).Run(ctx, func(b source.Batch) error {
-		out = ambient.NewPipeline(ambient.Config{}).Apply(b.Events)
+		out = ambient.NewPipeline(ambient.Config{Unguarded: true}).Apply(b.Events)
 		for _, r := range b.Refused {
 			refusals = append(refusals, r.Err)
 		}
@@ -262,11 +262,11 @@ func TestGoldenInAnyOrder(t *testing.T) {
 				events = append(events, source.Event{Key: manifest.KeyOf(o), Object: o})
 			}
 			want := map[string]string{}
-			follow(want, ambient.NewPipeline(ambient.Config{}).Apply(events))
+			follow(want, ambient.NewPipeline(ambient.Config{Unguarded: true}).Apply(events))
 			for range 3 {
 				rand.Shuffle(len(events), func(i, j int) { events[i], events[j] = events[j], events[i] })
 				got := map[string]string{}
-				p := ambient.NewPipeline(ambient.Config{})
+				p := ambient.NewPipeline(ambient.Config{Unguarded: true})
 				for _, e := range events {
 					follow(got, p.Apply([]source.Event{e}))
 				}
