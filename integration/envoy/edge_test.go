@@ -216,13 +216,29 @@ func newBorder(t *testing.T, name, command string) *border {
 	return b
 }
 
+// nothingNacked asks the control plane whether some proxy refused what it was told.
+func (b *border) nothingNacked() {
+	b.t.Helper()
+	pages := b.lab.must("lab", "exec", "istiod-lite", "-n", "istio-system", "--", "curl", "-sS", "http://127.0.0.1:15014/metrics")
+	if !strings.Contains(pages, "\npilot_xds ") {
+		b.t.Errorf("the control plane tells nothing:\n%s", pages)
+	}
+	for line := range strings.Lines(pages) {
+		if strings.HasPrefix(line, "pilot_total_xds_rejects") && !strings.HasSuffix(strings.TrimSpace(line), " 0.0") {
+			b.t.Errorf("refused: %s", line)
+		}
+	}
+}
+
 // atBothBorders runs a test with our gateway and with Envoy in its place.
 func atBothBorders(t *testing.T, test func(*border)) {
 	t.Helper()
 	command := waypointCommand(t)
 	for name, with := range map[string]string{"marrow": "", "envoy": command} {
 		t.Run(name, func(t *testing.T) {
-			test(newBorder(t, fmt.Sprintf("edge-%s-%d", name, os.Getpid()), with))
+			b := newBorder(t, fmt.Sprintf("edge-%s-%d", name, os.Getpid()), with)
+			test(b)
+			b.nothingNacked()
 		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -95,7 +96,31 @@ func TestEdgePolicies(t *testing.T) {
 			{name: "to https", args: []string{"http://classic.test/a?b=c"}, show: location, want: "301 HTTP/1.1 https://classic.test/a?b=c"},
 		})
 		b.counted(user, admin)
+		if !b.envoy { // a stock Envoy has no such series
+			b.series()
+		}
 	})
+}
+
+// series are what our gateway tells of itself.
+func (b *border) series() {
+	pod := regexp.MustCompile(`edge-istio-\S+`).FindString(b.lab.must("lab", "get", "pods", "-n", "shop"))
+	page := b.lab.must("lab", "exec", pod, "-n", "shop", "--", "curl", "-sS", "http://127.0.0.1:15020/stats/prometheus")
+	for line := range strings.Lines(page) {
+		if !strings.HasPrefix(line, "istio_requests_total{") || !strings.Contains(line, `destination_workload="web"`) {
+			continue
+		}
+		for _, want := range []string{
+			`reporter="source"`, `source_workload="edge-istio"`, `source_principal="spiffe://cluster.local/ns/shop/sa/edge-istio"`,
+			`destination_principal="spiffe://cluster.local/ns/shop/sa/web"`, `connection_security_policy="unknown"`,
+		} {
+			if !strings.Contains(line, want) {
+				b.t.Errorf("no %s in %s", want, line)
+			}
+		}
+		return
+	}
+	b.t.Errorf("no series of requests to web:\n%s", page)
 }
 
 // counted are answers that only numbers tell.

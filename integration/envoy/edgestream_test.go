@@ -43,7 +43,7 @@ func openStreams(b *border) {
 	}
 	block, _ := pem.Decode(good.cert)
 	hash := sha256.Sum256(block.Bytes)
-	wide, classic := servers.issue("*.example.com"), servers.issue("names.test", "hash.test", "new.test", "old.test")
+	wide, classic := servers.issue("*.example.com"), servers.issue("names.test", "hash.test", "new.test", "old.test", "lax.test")
 	indented := strings.ReplaceAll(strings.TrimSpace(string(clients.pem())), "\n", "\n    ")
 	b.apply(secretYAML("wide", "tls.crt", wide.cert, "tls.key", wide.key) +
 		secretYAML("classic", "tls.crt", classic.cert, "tls.key", classic.key, "ca.crt", clients.pem()) +
@@ -88,6 +88,7 @@ func TestEdgeStreams(t *testing.T) {
 			{name: "TLS 1.3", args: []string{"https://new.test/"}, want: served},
 			{name: "only TLS 1.2", args: []string{"--tlsv1.3", "https://old.test/"}, want: refused},
 			{name: "TLS 1.2", args: []string{"https://old.test/"}, want: served},
+			{name: "content with less", args: []string{"--tls-max", "1.2", "https://lax.test/"}, want: served},
 			{name: "another suite", args: []string{"--ciphers", "ECDHE-ECDSA-AES128-GCM-SHA256", "https://old.test/"}, want: refused},
 		})
 		plainly, err := net.Dial("tcp", b.doors["edge:9000"])

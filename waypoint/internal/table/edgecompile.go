@@ -246,7 +246,14 @@ func (t *EdgeTLS) params(p *tlsv3.TlsParameters) error {
 		return 0, fmt.Errorf("%v is known to be unsound: %w", v, strict.ErrUnsupported)
 	}
 	var err error
-	if t.Min, err = number(p.GetTlsMinimumProtocolVersion(), tls12); err != nil {
+	least := p.GetTlsMinimumProtocolVersion()
+	switch least {
+	case tlsv3.TlsParameters_TLSv1_0, tlsv3.TlsParameters_TLSv1_1:
+		// Who would be content with less is served from here on. A refusal would hold up everything else on the same port.
+		least = tlsv3.TlsParameters_TLSv1_2
+	case tlsv3.TlsParameters_TLS_AUTO, tlsv3.TlsParameters_TLSv1_2, tlsv3.TlsParameters_TLSv1_3:
+	}
+	if t.Min, err = number(least, tls12); err != nil {
 		return err
 	}
 	if t.Max, err = number(p.GetTlsMaximumProtocolVersion(), tls13); err != nil {
@@ -257,10 +264,15 @@ func (t *EdgeTLS) params(p *tlsv3.TlsParameters) error {
 	}
 	for _, c := range p.GetCipherSuites() {
 		name := cipherName(c)
-		if name == "" {
+		switch {
+		case name != "":
+			t.Ciphers = append(t.Ciphers, name)
+		case !unsound(c):
 			return fmt.Errorf("cipher suite %q: %w", c, strict.ErrUnsupported)
 		}
-		t.Ciphers = append(t.Ciphers, name)
+	}
+	if len(p.GetCipherSuites()) > 0 && len(t.Ciphers) == 0 {
+		return fmt.Errorf("cipher suites %q: none has forward secrecy and authenticated encryption: %w", p.GetCipherSuites(), strict.ErrUnsupported)
 	}
 	for _, c := range p.GetEcdhCurves() {
 		switch c {
@@ -284,4 +296,14 @@ func cipherName(openssl string) string {
 		"ECDHE-ECDSA-CHACHA20-POLY1305": "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
 		"ECDHE-RSA-CHACHA20-POLY1305":   "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
 	}[openssl]
+}
+
+// unsound says that a suite is one that Envoy knows and that nobody is served by here. The others of its list are.
+func unsound(openssl string) bool {
+	switch openssl {
+	case "AES128-GCM-SHA256", "AES256-GCM-SHA384", "AES128-SHA", "AES256-SHA", "DES-CBC3-SHA", "ECDHE-ECDSA-AES128-SHA", "ECDHE-RSA-AES128-SHA",
+		"ECDHE-ECDSA-AES256-SHA", "ECDHE-RSA-AES256-SHA":
+		return true
+	}
+	return false
 }
