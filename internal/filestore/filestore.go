@@ -109,39 +109,57 @@ func (s *Store) Patch(k manifest.Key, edit func(manifest.Object) error) error {
 }
 
 // PatchStatus lets edit change the status as plain maps, also of an object that is refused for its spec: that is how a
-// refusal reaches its owner. edit returns the new status; nil removes it.
+// refusal reaches its owner. edit returns the new status; nil removes it, and it may be called again.
+//
+// Editors hold no lock. What one wrote in the meantime is read anew and not replaced by what was there before, and a file that is just being
+// written, so that it names no object, is left alone (TestStatusOfAFileInWork).
 func (s *Store) PatchStatus(k manifest.Key, edit func(status map[string]any) map[string]any) error {
 	return s.locked(func() error {
-		raw, err := os.ReadFile(s.path(k))
-		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%s: %w", k, ErrNotFound)
-		}
-		if err != nil {
-			return fmt.Errorf("read %s: %w", k, err)
-		}
-		tree := map[string]any{}
-		if err := yaml.Unmarshal(raw, &tree); err != nil {
-			return fmt.Errorf("write the status of %s: its file is no YAML: %w", k, err)
-		}
-		status, _ := tree["status"].(map[string]any)
-		before := bytes.Clone(mustYAML(status))
-		status = edit(status)
-		if bytes.Equal(before, mustYAML(status)) {
-			return nil
-		}
-		delete(tree, "status")
-		if status != nil {
-			tree["status"] = status
-		}
-		if meta, ok := tree["metadata"].(map[string]any); ok {
-			version, err := s.nextVersion()
+		for {
+			raw, err := os.ReadFile(s.path(k))
+			if errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%s: %w", k, ErrNotFound)
+			}
 			if err != nil {
+				return fmt.Errorf("read %s: %w", k, err)
+			}
+			patched, err := s.withStatus(k, raw, edit)
+			if err != nil || patched == nil {
 				return err
 			}
-			meta["resourceVersion"] = version
+			if now, err := os.ReadFile(s.path(k)); err == nil && bytes.Equal(now, raw) {
+				return s.write(k, patched)
+			}
 		}
-		return s.write(k, mustYAML(tree))
 	})
+}
+
+// withStatus edits the status in a file's text; nil means that nothing changes.
+func (s *Store) withStatus(k manifest.Key, raw []byte, edit func(status map[string]any) map[string]any) ([]byte, error) {
+	tree := map[string]any{}
+	if err := yaml.Unmarshal(raw, &tree); err != nil {
+		return nil, fmt.Errorf("write the status of %s: its file is no YAML: %w", k, err)
+	}
+	meta, ok := tree["metadata"].(map[string]any)
+	if !ok {
+		return nil, fmt.Errorf("write the status of %s: its file has no metadata, so it is no object, or is just being written", k)
+	}
+	status, _ := tree["status"].(map[string]any)
+	before := bytes.Clone(mustYAML(status))
+	status = edit(status)
+	if bytes.Equal(before, mustYAML(status)) {
+		return nil, nil
+	}
+	delete(tree, "status")
+	if status != nil {
+		tree["status"] = status
+	}
+	version, err := s.nextVersion()
+	if err != nil {
+		return nil, err
+	}
+	meta["resourceVersion"] = version
+	return mustYAML(tree), nil
 }
 
 // Delete removes the object and everything that it owns. Deleting a Namespace removes what is in it.

@@ -167,6 +167,37 @@ func TestPatchStatusReachesRefusedObjects(t *testing.T) {
 	}
 }
 
+// TestStatusOfAFileInWork: a status never costs an editor, who holds no lock, what he wrote.
+func TestStatusOfAFileInWork(t *testing.T) {
+	s := open(t)
+	must(t, s.Put(pod("a")))
+	path := filepath.Join(s.Dir(), "core/Pod/shop/a.yaml")
+	refused := func(map[string]any) map[string]any { return map[string]any{"message": "refused"} }
+	for _, half := range []string{"", "apiVersion: v1\nkind: Pod\n"} {
+		must(t, os.WriteFile(path, []byte(half), 0o644))
+		if err := s.PatchStatus(keyOf("a"), refused); err == nil || !strings.Contains(err.Error(), "just being written") {
+			t.Errorf("a status for %q: %v", half, err)
+		}
+		if raw, err := os.ReadFile(path); err != nil || string(raw) != half {
+			t.Errorf("%q became %q, %v", half, raw, err)
+		}
+	}
+	whole := "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop}\nspec: {number: N}\n"
+	must(t, os.WriteFile(path, []byte(strings.Replace(whole, "N", "1", 1)), 0o644))
+	edits := 0
+	must(t, s.PatchStatus(keyOf("a"), func(old map[string]any) map[string]any {
+		if edits++; edits == 1 { // the editor is quicker
+			must(t, os.WriteFile(path, []byte(strings.Replace(whole, "N", "2", 1)), 0o644))
+		}
+		return refused(old)
+	}))
+	raw, err := os.ReadFile(path)
+	must(t, err)
+	if !strings.Contains(string(raw), "number: 2") || !strings.Contains(string(raw), "message: refused") || edits != 2 {
+		t.Errorf("after %d edits:\n%s", edits, raw)
+	}
+}
+
 // follow applies the events of a watcher until done says that the state is as wanted.
 func follow(t *testing.T, ch <-chan []filestore.Event, state map[manifest.Key]string, done func() bool) {
 	t.Helper()

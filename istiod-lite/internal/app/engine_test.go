@@ -28,6 +28,7 @@ import (
 type plane struct {
 	store  *filestore.Store
 	served *publish.Store
+	pods   *podIndex
 }
 
 func start(t *testing.T) plane {
@@ -36,10 +37,10 @@ func start(t *testing.T) plane {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := plane{store: store, served: publish.New()}
+	p := plane{store: store, served: publish.New(), pods: newPodIndex()}
 	st := status.NewWriter(store, nil)
 	cfg := config.Config{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", RootNamespace: "istio-system", TrustDomain: "cluster.local"}
-	eng := newEngine(cfg, obs.Discard(), store, p.served, st, newPodIndex())
+	eng := newEngine(cfg, obs.Discard(), store, p.served, st, p.pods)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{}, 2)
 	go func() { _ = st.Run(ctx); done <- struct{}{} }()
@@ -98,6 +99,18 @@ metadata: {name: web, namespace: shop}
 spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: http, port: 80}]}
 `
 
+// replaceFile is how an editor writes that leaves no half of a file for others to read.
+func replaceFile(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRefusalReachesStatus: the author of a refused object finds the reason in its status.
 func TestRefusalReachesStatus(t *testing.T) {
 	p := start(t)
 	p.apply(t, web)
@@ -112,9 +125,7 @@ func TestRefusalReachesStatus(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(paths[0], []byte(strings.Replace(string(good), "selector:", "selektor:", 1)), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	replaceFile(t, paths[0], strings.Replace(string(good), "selector:", "selektor:", 1))
 	eventually(t, "the status says why", func() bool {
 		b, _ := os.ReadFile(paths[0])
 		return strings.Contains(string(b), "istio.io/Valid") && strings.Contains(string(b), "spec.selektor")
@@ -122,9 +133,7 @@ func TestRefusalReachesStatus(t *testing.T) {
 	if !strings.Contains(p.names(serve.MeshScope, xds.AddressType), name) {
 		t.Fatal("the last good service is no longer in force")
 	}
-	if err := os.WriteFile(paths[0], good, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	replaceFile(t, paths[0], string(good))
 	eventually(t, "the status is withdrawn", func() bool {
 		b, _ := os.ReadFile(paths[0])
 		return !strings.Contains(string(b), "istio.io/Valid")
@@ -206,14 +215,24 @@ spec:
 }
 
 // TestWaypointPodsByPlace: pods in different zones get resources of their own, because what is near differs.
+func (x *podIndex) zones() int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.nodes)
+}
+
 func TestWaypointPodsByPlace(t *testing.T) {
 	p := start(t)
-	pod := func(n string) string {
+	node := func(n string) string {
 		return `
 ---
 apiVersion: v1
 kind: Node
 metadata: {name: node-` + n + `, labels: {topology.kubernetes.io/region: r, topology.kubernetes.io/zone: z` + n + `}}
+`
+	}
+	pod := func(n string) string {
+		return `
 ---
 apiVersion: v1
 kind: Pod
@@ -222,7 +241,10 @@ spec: {serviceAccountName: wp, nodeName: node-` + n + `, containers: [{name: c, 
 status: {phase: Running, podIP: 10.244.1.` + n + `, podIPs: [{ip: 10.244.1.` + n + `}]}
 `
 	}
-	p.apply(t, web+`
+	// News of a pod may come before those of its node. Its place is then not known for a while, and what was published for it stays.
+	p.apply(t, web+node("1")+node("2"))
+	eventually(t, "the nodes are known", func() bool { return p.pods.zones() == 2 })
+	p.apply(t, `
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
