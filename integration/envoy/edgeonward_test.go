@@ -41,7 +41,8 @@ func openOnward(b *border) {
 	b.apply(string(text), "SELF", self, "PODVERB", podVerb, "CERTFILE", cert, "KEYFILE", key)
 	b.lab.must("lab", "wait", "--timeout", "60s")
 	b.forward("edge", "443", "80")
-	b.until("200 HTTP/2 catalog", "edge", "https://shop.example.com/")
+	// Nobody can enforce catalog's policies yet, so nobody reaches it (ADR 16).
+	b.until("503 HTTP/2", "edge", "https://shop.example.com/")
 	b.until("418 HTTP/2", "edge", "-H", "x-say: deny", "https://shop.example.com/edge-grpc")
 	b.until("418 HTTP/2", "edge", "-H", "x-say: deny", "https://shop.example.com/edge-http")
 }
@@ -75,12 +76,15 @@ func judged(place string) []check {
 func TestEdgeOnward(t *testing.T) {
 	atBothBorders(t, func(b *border) {
 		openOnward(b)
-		b.run("edge", judged("edge"))
-		b.upgrades()
 		b.lab.must("waypoint", "apply", "-n", "shop", "--service-account", "catalog", "--wait")
-		b.run("edge", []check{{name: "around the waypoint", args: []string{"https://shop.example.com/never"}, want: "200 HTTP/2 catalog"}})
+		b.run("edge", []check{
+			{name: "around the waypoint", args: []string{"https://shop.example.com/never"}, want: "503 HTTP/2"},
+			{name: "around the waypoint, what its policies allow", args: []string{"https://shop.example.com/"}, want: "503 HTTP/2"},
+		})
 		b.lab.must("lab", "label", "svc", "catalog", "istio.io/ingress-use-waypoint=true", "-n", "shop")
 		b.until("403 HTTP/2", "edge", "https://shop.example.com/never")
+		b.run("edge", judged("edge"))
+		b.upgrades()
 		b.run("edge", judged("inside"))
 		b.run("edge", []check{{name: "as the gateway's identity", args: []string{"https://shop.example.com/by-the-gateway"}, want: "200 HTTP/2 catalog"}})
 		if status, body := b.lab.first("--url", "http://catalog/by-the-gateway"); status != "403" {
