@@ -70,7 +70,7 @@ func (f *Feeder) Feed(on func(s *Slab, n int) (done int, err error)) error {
 	}
 	for {
 		f.on, f.err = on, nil
-		quiet, err := f.feedSocket()
+		quiet, err := f.waitSocket(f.step)
 		f.on = nil
 		if f.left == 0 {
 			f.Free()
@@ -90,14 +90,37 @@ func (f *Feeder) Feed(on func(s *Slab, n int) (done int, err error)) error {
 	}
 }
 
-// feedSocket reads until the end, an error, or until the Lot finds that the
-// connection has gone quiet.
-func (f *Feeder) feedSocket() (quiet bool, err error) {
+// Lend has step deal with the socket itself while Feed does not run, as the
+// callback of a RawConn's Read. It returns when step is done, with an error of
+// waiting, or with ErrParked as Feed does.
+func (f *Feeder) Lend(step func(fd uintptr) bool) error {
+	f.err = nil
+	counted := step
+	if f.lot != nil {
+		counted = func(fd uintptr) bool {
+			f.lot.turns.Add(1)
+			return step(fd)
+		}
+	}
+	for {
+		quiet, err := f.waitSocket(counted)
+		if !quiet {
+			return err
+		}
+		if err := f.lot.in.park(f); err != nil {
+			return err
+		}
+	}
+}
+
+// waitSocket calls step until it is done, the wait fails, or the Lot finds that
+// the connection has gone quiet.
+func (f *Feeder) waitSocket(step func(fd uintptr) bool) (quiet bool, err error) {
 	if f.lot != nil {
 		f.lot.in.enter(f)
 		defer f.lot.in.leave(f)
 	}
-	err = f.rc.Read(f.step)
+	err = f.rc.Read(step)
 	switch {
 	case f.err != nil:
 		return false, f.err

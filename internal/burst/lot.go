@@ -56,6 +56,9 @@ func NewLot(start func(fn func())) *Lot {
 	return &Lot{start: start, quiet: lotQuiet, fd: -1}
 }
 
+// Go runs fn in a goroutine as those are in which connections go on.
+func (l *Lot) Go(fn func()) { l.start(fn) }
+
 // Parked is how many connections wait without a goroutine.
 func (l *Lot) Parked() int {
 	l.mu.Lock()

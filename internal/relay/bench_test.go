@@ -25,7 +25,7 @@ func ways() map[string]func(src, dst *net.TCPConn) error {
 			return burst.Feed(src, func(s *burst.Slab, n int) (int, error) { return dst.Write(s.B[burst.Head : burst.Head+n]) })
 		},
 		"splice": func(src, dst *net.TCPConn) error {
-			s, err := newSplicer(src, dst, func(int) {})
+			s, err := newSplicer(burst.NewFeeder(src), dst, func(int) {})
 			if err != nil {
 				return err
 			}

@@ -5,7 +5,9 @@
 // read where it lies. From the stream to the socket, the goroutine that reads
 // the stream's connection writes to the socket. So a tunnelled connection that
 // waits costs one goroutine, parked in the socket's read, and no buffer; once
-// it has gone quiet, and its owner has a burst.Lot, not even that.
+// it has gone quiet, and its owner has a burst.Lot, not even that; nor does one
+// between two sockets, each of whose directions parks by itself (TestPairParks,
+// TestParkedPairEnds).
 // Between two sockets, bytes are read and written until the connection has
 // proven bulky; then the kernel moves them, through a pipe that is held only
 // while there are bytes to move.

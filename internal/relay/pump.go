@@ -80,10 +80,22 @@ func closedFD(fd uintptr) bool {
 // tcpClose is TCP_CLOSE of the kernel's states.
 const tcpClose = 7
 
-// prepare has a socket's bytes go to a stream in the slab that they are read into.
+// pair reports that both ends are sockets.
+func (d *direction) pair() bool {
+	_, src := socket(d.src)
+	_, dst := socket(d.dst)
+	return src && dst
+}
+
+// prepare has a socket's bytes go to a stream in the slab that they are read into,
+// or to a socket.
 func (d *direction) prepare() {
 	src, ok := socket(d.src)
 	if !ok {
+		return
+	}
+	if d.pair() {
+		d.feeder, d.take = burst.NewFeeder(src), d.takeForSocket
 		return
 	}
 	dst, ok := d.dst.(slabWriter)
@@ -108,10 +120,19 @@ func (d *direction) fed(err error) {
 	d.finish(err)
 }
 
-func (d *direction) pumpSocket(src tcpSocket) error {
-	if dst, ok := socket(d.dst); ok {
-		return d.pumpSockets(src, dst)
+// feed carries the direction until it ends; burst.ErrParked is no end.
+func (d *direction) feed() error {
+	for {
+		if err := d.feeder.Feed(d.take); !errors.Is(err, errBulk) {
+			return err
+		}
+		if ended, err := d.splice(); err != nil || ended {
+			return err
+		}
 	}
+}
+
+func (d *direction) pumpSocket(src tcpSocket) error {
 	return burst.Feed(src, func(s *burst.Slab, n int) (int, error) { return d.write(s.B[burst.Head : burst.Head+n]) })
 }
 

@@ -50,8 +50,11 @@ type Relay struct {
 	ctx       context.Context //nolint:containedctx // the life of the caller's connection
 	unhook    func() bool
 	here      *direction // the one that is carried by Wait
-	// parks is the feeder that may be in a lot, which must learn of close.
-	parks atomic.Pointer[burst.Feeder]
+	there     *direction // the other one, if Wait carries both; nil = it goes by itself
+	// parks are the feeders that may be in a lot, which must learn of close.
+	parks [2]atomic.Pointer[burst.Feeder]
+	// left is how many directions Then waits for.
+	left atomic.Int32
 	// others counts what runs beside the caller's goroutine.
 	others sync.WaitGroup
 }
@@ -72,13 +75,17 @@ func Start(ctx context.Context, down, up Duplex, onBytes func(sent, received int
 	if here.deliverable() {
 		here, other = other, here
 	}
-	if other.deliverable() {
+	r.here = here
+	switch {
+	case here.pair():
+		r.there = other
+		other.prepare()
+	case other.deliverable():
 		other.deliver()
-	} else {
+	default:
 		r.others.Go(other.run)
 	}
 	here.prepare()
-	r.here = here
 	return r
 }
 
@@ -89,8 +96,11 @@ type afterFuncer interface {
 
 // Wait returns when both directions have ended.
 func (r *Relay) Wait() {
-	if f := r.here.feeder; f != nil {
-		r.here.fed(f.Feed(r.here.take))
+	if r.there != nil {
+		r.others.Go(func() { r.there.fed(r.there.feed()) })
+	}
+	if r.here.feeder != nil {
+		r.here.fed(r.here.feed())
 	} else {
 		r.here.run()
 	}
@@ -98,29 +108,41 @@ func (r *Relay) Wait() {
 }
 
 // Then is Wait, and done afterwards; but a connection that goes quiet waits in
-// lot, Then returns, and both happen in another goroutine. Only a connection
-// between a socket and a tunnel's stream does so. lot may be nil.
+// lot, each direction for itself, Then returns, and both happen in another
+// goroutine. Only connections of sockets, and of a socket and a tunnel's stream,
+// do so. lot may be nil.
 func (r *Relay) Then(lot *burst.Lot, done func()) {
-	f := r.here.feeder
-	if f == nil || lot == nil {
+	if r.here.feeder == nil || lot == nil {
 		r.Wait()
 		done()
 		return
 	}
-	f.Park(lot, func() { r.carry(done) })
-	r.parks.Store(f)
-	r.carry(done)
+	carried := [...]*direction{r.here, r.there}
+	for i, d := range carried {
+		if d != nil {
+			r.left.Add(1)
+			d.feeder.Park(lot, func() { d.carry(done) })
+			r.parks[i].Store(d.feeder)
+		}
+	}
+	if r.there != nil {
+		lot.Go(func() { r.there.carry(done) })
+	}
+	r.here.carry(done)
 }
 
-// carry is Wait from wherever the connection stands.
-func (r *Relay) carry(done func()) {
-	err := r.here.feeder.Feed(r.here.take)
+// carry is Wait for one direction, from wherever it stands; the last one calls
+// done.
+func (d *direction) carry(done func()) {
+	err := d.feed()
 	if errors.Is(err, burst.ErrParked) {
 		return // and nothing may be touched any more
 	}
-	r.here.fed(err)
-	r.others.Wait()
-	done()
+	d.fed(err)
+	if d.relay.left.Add(-1) == 0 {
+		d.relay.others.Wait()
+		done()
+	}
 }
 
 // Result closes both ends and says what happened. Call it once, after Wait.
@@ -154,8 +176,10 @@ func (r *Relay) close() {
 			_ = end.Close()
 		}
 	}
-	if f := r.parks.Load(); f != nil {
-		f.Release()
+	for i := range r.parks {
+		if f := r.parks[i].Load(); f != nil {
+			f.Release()
+		}
 	}
 }
 
@@ -183,12 +207,17 @@ type direction struct {
 	src, dst Duplex
 	back     bool
 	bytes    atomic.Int64
-	// feeder and take are set where a socket is read into a stream.
+	// feeder and take are set where a socket is read into a stream, or into another
+	// socket.
 	feeder *burst.Feeder
 	take   func(s *burst.Slab, n int) (done int, err error)
 	// ended is set before our side of dst is closed in order, over when the
 	// direction is done with both.
 	ended, over atomic.Bool
+	// bulk is how many bytes have come between two sockets in large reads, and
+	// refused says that the kernel does not splice them.
+	bulk    int
+	refused bool
 	// truncated says that src ended without saying that it had said all.
 	truncated bool
 	// err is how the direction ended. It is set before others.Wait returns.

@@ -25,49 +25,44 @@ const (
 // errBulk stops a Feed whose bytes are better spliced.
 var errBulk = errors.New("bulk")
 
-// pumpSockets reads and writes until the connection has proven bulky, then
-// lets the kernel move the bytes, as long as they come in large pieces.
-func (d *direction) pumpSockets(src, dst tcpSocket) error {
-	refused := false
-	bulk := 0
-	take := func(s *burst.Slab, n int) (int, error) {
-		done, err := d.write(s.B[burst.Head : burst.Head+n])
-		if err != nil {
-			return done, err
-		}
-		if bulk += n; n < large {
-			bulk = 0
-		}
-		if bulk >= bulky && !refused {
-			return n, errBulk
-		}
-		return n, nil
+// takeForSocket writes what was read until the connection has proven bulky; then
+// the kernel moves the bytes, as long as they come in large pieces.
+func (d *direction) takeForSocket(s *burst.Slab, n int) (int, error) {
+	done, err := d.write(s.B[burst.Head : burst.Head+n])
+	if err != nil {
+		return done, err
 	}
-	for {
-		if err := burst.Feed(src, take); !errors.Is(err, errBulk) {
-			return err
-		}
-		bulk = 0
-		s, err := newSplicer(src, dst, d.count)
-		if err != nil {
-			return err
-		}
-		switch ended, err := s.run(); {
-		case err != nil:
-			return err
-		case ended:
-			return nil
-		}
-		refused = s.refused
+	if d.bulk += n; n < large {
+		d.bulk = 0
 	}
+	if d.bulk >= bulky && !d.refused {
+		return n, errBulk
+	}
+	return n, nil
+}
+
+// splice has the kernel move bytes between the sockets; ended says that src has.
+func (d *direction) splice() (ended bool, err error) {
+	d.bulk = 0
+	dst, _ := socket(d.dst)
+	s, err := newSplicer(d.feeder, dst, d.count)
+	if err != nil {
+		return false, err
+	}
+	ended, err = s.run()
+	if !errors.Is(err, burst.ErrParked) { // else nothing may be touched any more
+		d.refused = s.refused
+	}
+	return ended, err
 }
 
 // splicer moves bytes between two sockets inside the kernel. It holds a pipe
 // only while there are bytes to move.
 type splicer struct {
-	src, dst syscall.RawConn
-	count    func(int)
-	move     func(from, to, n int) (int, error)
+	src   *burst.Feeder // whose socket it is
+	dst   syscall.RawConn
+	count func(int)
+	move  func(from, to, n int) (int, error)
 
 	pipe    *pipe
 	in      int // bytes in the pipe
@@ -79,12 +74,9 @@ type splicer struct {
 	drain   func(fd uintptr) bool
 }
 
-func newSplicer(src, dst syscall.Conn, count func(int)) (*splicer, error) {
-	s := &splicer{count: count, move: splice}
+func newSplicer(src *burst.Feeder, dst syscall.Conn, count func(int)) (*splicer, error) {
+	s := &splicer{src: src, count: count, move: splice}
 	var err error
-	if s.src, err = src.SyscallConn(); err != nil {
-		return nil, err
-	}
 	if s.dst, err = dst.SyscallConn(); err != nil {
 		return nil, &writeError{err}
 	}
@@ -94,7 +86,10 @@ func newSplicer(src, dst syscall.Conn, count func(int)) (*splicer, error) {
 
 // run ends with src (true), an error, or when splicing is of no more use.
 func (s *splicer) run() (ended bool, err error) {
-	err = s.src.Read(s.onReadable)
+	err = s.src.Lend(s.onReadable)
+	if errors.Is(err, burst.ErrParked) {
+		return false, err // it holds nothing
+	}
 	s.release()
 	if s.err != nil {
 		err = s.err

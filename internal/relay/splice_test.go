@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/marrowmesh/marrow/internal/burst"
 )
 
 // descriptors lists what the process has open, by kind.
@@ -167,7 +169,7 @@ func TestRefusedSplice(t *testing.T) {
 			got := make(chan []byte, 1)
 			go func() { all, _ := io.ReadAll(srv); got <- all }()
 			counted, calls := 0, 0
-			s, err := newSplicer(src, dst, func(n int) { counted += n })
+			s, err := newSplicer(burst.NewFeeder(src), dst, func(n int) { counted += n })
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -261,14 +261,20 @@ func (d *Driver) open(ctx, cut context.Context, pod *capture.Pod, a *Arrival, e 
 // HandlePlain drives one connection on 15006; it is a capture.Handler.
 func (d *Driver) HandlePlain(ctx context.Context, pod *capture.Pod, a *capture.Accepted) {
 	closed := d.cfg.Record.Socket(flow.Destination)
-	if in := d.arrivePlain(ctx, pod, a); in != nil {
-		in.relay.Wait() // between two sockets
-		in.end()
-	} else {
+	in := d.arrivePlain(ctx, pod, a)
+	if in == nil {
 		reset(a.Conn)
+		_ = a.Close()
+		closed()
+		return
 	}
-	_ = a.Close()
-	closed()
+	release := a.Hold()
+	in.relay.Then(d.cfg.Lot, func() {
+		in.end()
+		_ = a.Close()
+		closed()
+		release()
+	})
 }
 
 // arrivePlain decides, judges and dials; nil means that it recorded why not.

@@ -233,8 +233,8 @@ func (c cost) minus(o cost) cost {
 	return cost{c.heap - o.heap, c.stack - o.stack, c.goroutines - o.goroutines}
 }
 
-// TestIdleConnectionCost is the budget of a connection that is open and silent: at most 5 KiB of Go's memory, stacks
-// included, and no goroutine on each proxy; without a tunnel 8 KiB and one for each end. Both proxies, and the applications' ends, are in this process; what the
+// TestIdleConnectionCost is the budget of a connection that is open and silent: at most 4.5 KiB of Go's memory, stacks
+// included, and no goroutine on each proxy; without a tunnel 8 KiB on the one that there is. Both proxies, and the applications' ends, are in this process; what the
 // latter cost is measured without proxies and taken off.
 func TestIdleConnectionCost(t *testing.T) {
 	if raceDetector {
@@ -245,15 +245,14 @@ func TestIdleConnectionCost(t *testing.T) {
 		n = 200
 	}
 	for _, tc := range []struct {
-		name       string
-		oneNode    bool
-		proxies    int64
-		goroutines int64
-		most       int64
+		name    string
+		oneNode bool
+		proxies int64
+		most    int64
 	}{
-		{"two nodes", false, 2, 0, 5 << 10},
+		{"two nodes", false, 2, 4608},
 		// Without a tunnel one proxy is both, and reads two applications' sockets.
-		{"one node", true, 1, 2, 16 << 10},
+		{"one node", true, 1, 8 << 10},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m := newQuietMesh(t, tc.oneNode)
@@ -262,7 +261,7 @@ func TestIdleConnectionCost(t *testing.T) {
 			applications := costs().minus(before)
 			before = costs()
 			open := m.open(n, m.outside)
-			for end := time.Now().Add(10 * time.Second); !tc.oneNode && m.lot.Parked() < 2*n; time.Sleep(10 * time.Millisecond) {
+			for end := time.Now().Add(10 * time.Second); m.lot.Parked() < 2*n; time.Sleep(10 * time.Millisecond) {
 				if time.Now().After(end) {
 					t.Fatalf("%d of %d ends are parked", m.lot.Parked(), 2*n)
 				}
@@ -276,14 +275,12 @@ func TestIdleConnectionCost(t *testing.T) {
 			if sum := heap + stack; sum > tc.most {
 				t.Errorf("%d bytes per connection and proxy, at most %d", sum, tc.most)
 			}
-			if goroutines > tc.goroutines {
-				t.Errorf("%d goroutines per connection, want %d", goroutines, tc.goroutines)
+			if goroutines > 0 {
+				t.Errorf("%d goroutines per connection", goroutines)
 			}
-			if !tc.oneNode { // they wake up, and go quiet again
-				m.talk(open)
-				if n := m.lot.Parked(); n != 0 {
-					t.Logf("%d ends are parked again already", n)
-				}
+			m.talk(open) // they wake up, and go quiet again
+			if n := m.lot.Parked(); n != 0 {
+				t.Logf("%d ends are parked again already", n)
 			}
 			for _, c := range append(open, ends...) {
 				_ = c.Close()
