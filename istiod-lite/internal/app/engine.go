@@ -245,18 +245,26 @@ func (e *engine) edges() {
 	e.ingress = ingress.Derive(e.rows.ingressInput(e.cfg.ClusterDomain, e.cfg.Revision, topology))
 }
 
-// routeStatuses says of the mesh's routes whether they are accepted by their parents and find their backends.
+// routeStatuses says of the mesh's routes whether they are accepted by their parents and find their backends, and of policies on TLS to
+// backends whether they are in force.
 func (e *engine) routeStatuses() {
 	mesh := e.pipeline.Mesh()
 	o := e.rows.bindObjects(e.cfg.Revision)
-	for k, s := range waypoint.RouteStatuses(waypoint.RouteRows{
+	rows := waypoint.RouteRows{
 		Mesh:     waypoint.Mesh{TrustDomain: mesh.TrustDomain, ClusterDomain: e.cfg.ClusterDomain, RootNamespace: mesh.RootNamespace},
 		Services: o.Services, ServiceEntries: o.ServiceEntries, HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes,
 		TLSRoutes: o.TLSRoutes, TCPRoutes: o.TCPRoutes, Gateways: e.parents(), Permitted: e.ingress.Permitted,
-	}) {
+	}
+	whole := func(k manifest.Key, s any) {
 		if err := e.status.Whole(k, s); err != nil {
-			e.log.Error("status of a route", obs.F("object", k.String()), obs.Err(err))
+			e.log.Error("status of an object", obs.F("object", k.String()), obs.Err(err))
 		}
+	}
+	for k, s := range waypoint.RouteStatuses(rows) {
+		whole(k, s)
+	}
+	for k, s := range waypoint.BackendTLSStatuses(waypoint.BackendTLSOf(o.BackendTLS, o.ConfigMaps), rows) {
+		whole(k, s)
 	}
 }
 

@@ -96,6 +96,7 @@ func (r rows) bindObjects(revision string) bind.Objects {
 		Authentications:  ours(of[*securityv1.RequestAuthentication](r), revision),
 		RateLimits:       ours(of[*policy.RateLimitPolicy](r), revision),
 		Telemetries:      ours(of[*telemetryv1.Telemetry](r), revision),
+		BackendTLS:       ours(of[*gatewayv1.BackendTLSPolicy](r), revision),
 	}
 }
 

@@ -47,6 +47,7 @@ type Objects struct {
 	Authentications  []*securityv1.RequestAuthentication
 	RateLimits       []*policy.RateLimitPolicy
 	Telemetries      []*telemetryv1.Telemetry
+	BackendTLS       []*gatewayv1.BackendTLSPolicy
 }
 
 // Inputs returns one input for each Gateway that is a waypoint of this control plane.
@@ -215,7 +216,7 @@ func (j *join) input(g *gatewayv1.Gateway) waypoint.Input {
 		Mesh: j.w.Mesh, Gateway: kube.NameOf(g), ClientIdentity: waypoint.AsksClientIdentity(g.Annotations),
 		HTTPRoutes: o.HTTPRoutes, GRPCRoutes: o.GRPCRoutes, TLSRoutes: o.TLSRoutes, TCPRoutes: o.TCPRoutes,
 		VirtualServices: o.VirtualServices, DestinationRules: o.DestinationRules, Policies: o.Policies,
-		Authentications: o.Authentications, Additions: waypoint.Additions{RateLimits: o.RateLimits, Telemetries: o.Telemetries},
+		Authentications: o.Authentications, Additions: j.additions(),
 	}
 	in.Secrets = within(o.Secrets, g.Namespace)
 	in.ConfigMaps = within(o.ConfigMaps, g.Namespace)
@@ -231,6 +232,13 @@ func (j *join) input(g *gatewayv1.Gateway) waypoint.Input {
 		}
 	}
 	return in
+}
+
+func (j *join) additions() waypoint.Additions {
+	o := j.w.Objects
+	return waypoint.Additions{
+		RateLimits: o.RateLimits, Telemetries: o.Telemetries, BackendTLS: waypoint.BackendTLSOf(o.BackendTLS, o.ConfigMaps),
+	}
 }
 
 // within are the objects of one namespace.

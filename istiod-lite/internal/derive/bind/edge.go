@@ -32,12 +32,13 @@ func Edges(w World, plans ingress.Output) map[types.NamespacedName]waypoint.Inpu
 	out := map[types.NamespacedName]waypoint.Input{}
 	for key, edge := range plans.Edges {
 		in := waypoint.Input{
-			Mesh: w.Mesh, Gateway: key, Additions: waypoint.Additions{RateLimits: w.Objects.RateLimits, Edge: edge}, Services: services, Labels: plans.Labels[key],
+			Mesh: w.Mesh, Gateway: key, Additions: j.additions(), Services: services, Labels: plans.Labels[key],
 			VirtualServices:  w.Objects.VirtualServices, // delegates among them
 			DestinationRules: w.Objects.DestinationRules, Policies: w.Objects.Policies,
 			Authentications: w.Objects.Authentications,
 			Secrets:         within(w.Objects.Secrets, key.Namespace), ConfigMaps: within(w.Objects.ConfigMaps, key.Namespace),
 		}
+		in.Edge = edge
 		j.settle(&in)
 		out[key] = in
 	}

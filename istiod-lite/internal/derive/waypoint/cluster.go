@@ -108,6 +108,7 @@ func (d *derivation) serviceCluster(name string, want clusterWant) *clusterv3.Cl
 		CircuitBreakers:      breakers(policy.GetConnectionPool(), policy.GetRetryBudget()),
 		Metadata:             serviceMetadata(s, want.subset),
 	}
+	policy = d.withBackendTLS(s, want.port, policy)
 	o := serviceHTTPOptions(want.port.Protocol, policy.GetConnectionPool())
 	if err := d.transport(c, o, want, policy); err != nil {
 		d.ruleProblem(rules, err.Error()+"; its requests get 503, so that nothing goes in plaintext unasked")

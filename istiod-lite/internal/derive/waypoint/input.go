@@ -47,8 +47,9 @@ type Input struct {
 	Additions
 }
 
-// Additions are what Istio's own waypoints do not have.
+// Additions are rows beside those that make routes.
 type Additions struct {
+	BackendTLS  BackendTLS
 	RateLimits  []*policy.RateLimitPolicy
 	Telemetries []*telemetryv1.Telemetry
 	// Edge makes the proxy a gateway at the mesh's border instead of a waypoint; nil is a waypoint.
@@ -195,6 +196,7 @@ func (in Input) canonical() Input {
 	in.DestinationRules = byAge(in.DestinationRules)
 	in.Policies = byAge(in.Policies)
 	in.Authentications = byAge(in.Authentications)
+	in.BackendTLS.Policies = byAge(in.BackendTLS.Policies)
 	in.RateLimits = byAge(in.RateLimits)
 	in.Telemetries = byAge(in.Telemetries)
 	return in

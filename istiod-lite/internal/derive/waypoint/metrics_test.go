@@ -43,3 +43,28 @@ func TestMetricProviders(t *testing.T) {
 		})
 	}
 }
+
+// TestGatewaysAreClients: what a Telemetry object says for a mode holds for gateways as for who asks, for waypoints as for who is asked.
+func TestGatewaysAreClients(t *testing.T) {
+	for mode, client := range map[string]bool{"CLIENT": true, "SERVER": false} {
+		in := parseWorld(t, []byte("service web.shop 10.96.0.1 80/http"), []byte(`
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: mesh, namespace: istio-system}
+spec:
+  metrics: [{overrides: [{match: {mode: `+mode+`}, disabled: true}]}]
+  accessLogging: [{match: {mode: `+mode+`}, providers: [{name: envoy}]}, {match: {mode: `+mode+`}, disabled: true}]
+  tracing: [{match: {mode: `+mode+`}, disableSpanReporting: true}]
+`))
+		for _, gateway := range []bool{true, false} {
+			if gateway {
+				in.Edge = &Edge{}
+			}
+			d := newDerivation(in)
+			if off, quiet := d.metrics(nil) != nil, len(d.logs(nil)) == 0; off != (client == gateway) || quiet != off || d.tracingSpec(nil).off != off {
+				t.Errorf("mode %s, gateway %v: metrics off %v, logs off %v", mode, gateway, off, quiet)
+			}
+			in.Edge = nil
+		}
+	}
+}

@@ -98,7 +98,7 @@ func (d *derivation) logs(s *Service) []*accesslogv3.AccessLog {
 	owner := map[string]*telemetryv1.Telemetry{}
 	for _, t := range d.telemetryFor(s) {
 		for _, l := range t.Spec.GetAccessLogging() {
-			if l.GetMatch().GetMode() == telemetryapi.WorkloadMode_CLIENT { // a waypoint is the server's side
+			if !d.countsHere(l.GetMatch().GetMode()) {
 				continue
 			}
 			if len(chosen) == 0 && !said && len(l.GetProviders()) == 0 {

@@ -139,7 +139,7 @@ func fileSource(path string) *corev3.DataSource {
 }
 
 func credentialSecret(credential string) string {
-	if strings.HasPrefix(credential, configMapPrefix) {
+	if strings.HasPrefix(credential, configMapPrefix) || strings.HasPrefix(credential, backendTLSPrefix) {
 		return credential
 	}
 	return secretPrefix + strings.TrimPrefix(credential, secretPrefix)
@@ -207,6 +207,11 @@ func (d *derivation) wantSecret(name string, roots bool) error {
 
 // credential finds what a name stands for.
 func (d *derivation) credential(name string) (map[string][]byte, error) {
+	if path, ok := strings.CutPrefix(name, backendTLSPrefix); ok {
+		at, object, _ := strings.Cut(strings.TrimSuffix(path, rootsSuffix), "/")
+		ca, err := d.in.BackendTLS.roots(at, object)
+		return map[string][]byte{"ca.crt": ca}, err
+	}
 	namespace := d.in.Gateway.Namespace
 	if path, ok := strings.CutPrefix(name, configMapPrefix); ok {
 		at, object, _ := strings.Cut(strings.TrimSuffix(path, rootsSuffix), "/")

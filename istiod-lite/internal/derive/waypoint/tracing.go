@@ -44,7 +44,7 @@ func (d *derivation) tracingSpec(s *Service) spec {
 	}
 	for _, t := range d.telemetryFor(s) {
 		for _, e := range t.Spec.GetTracing() {
-			if e.GetMatch().GetMode() != telemetryapi.WorkloadMode_CLIENT {
+			if d.countsHere(e.GetMatch().GetMode()) {
 				out.merge(t, e)
 			}
 		}

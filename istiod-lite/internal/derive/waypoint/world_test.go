@@ -100,12 +100,15 @@ func parseWorld(t *testing.T, services, objects []byte) Input {
 			in.Authentications = append(in.Authentications, o)
 		case *policy.RateLimitPolicy:
 			in.RateLimits = append(in.RateLimits, o)
+		case *gatewayv1.BackendTLSPolicy:
+			in.BackendTLS.Policies = append(in.BackendTLS.Policies, o)
 		case *telemetryv1.Telemetry:
 			in.Telemetries = append(in.Telemetries, o)
 		default:
 			t.Fatalf("a world has no use for %T", o)
 		}
 	}
+	in.BackendTLS = BackendTLSOf(in.BackendTLS.Policies, in.ConfigMaps)
 	return in
 }
 
