@@ -476,7 +476,7 @@ func TestIdle(t *testing.T) {
 // TestBackPressure: a handler that reads nothing holds its client to the window, and its neighbour is served.
 func TestBackPressure(t *testing.T) {
 	hold := make(chan struct{})
-	c, _ := serve(t, &Server{Memory: 1 << 20, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := &Server{Memory: 1 << 20, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/stall" {
 			<-hold
 			n, err := io.Copy(io.Discard, r.Body)
@@ -485,7 +485,8 @@ func TestBackPressure(t *testing.T) {
 		}
 		n, _ := io.Copy(io.Discard, r.Body)
 		_, _ = fmt.Fprint(w, n)
-	})})
+	})}
+	c, _ := serve(t, s)
 	t.Cleanup(sync.OnceFunc(func() { close(hold) }))
 	p := newPeer(t, c)
 	const piece, stream, all = 16384, 256 << 10, 1 << 20
@@ -515,6 +516,9 @@ func TestBackPressure(t *testing.T) {
 	f, _ := p.until(http2.FrameData, 3).(*http2.DataFrame)
 	if string(f.Data()) != fmt.Sprint(all) || left[1] > 0 {
 		t.Errorf("neighbour got %s; the stalled stream has a window of %d", f.Data(), left[1])
+	}
+	if n := s.totals.Queued.Load(); n != stream {
+		t.Errorf("%d bytes count for all connections, want %d", n, stream)
 	}
 	hold <- struct{}{}
 	_ = p.fr.WriteData(1, true, nil)

@@ -27,9 +27,11 @@ type Server struct {
 	// peer that does not answer pings is given up in any case.
 	IdleTimeout time.Duration
 	// Memory is how many bytes of request bodies that nobody has read yet a
-	// connection may hold, twice; 0 = 1 MiB.
+	// connection may hold, twice; 0 = 1 MiB. All connections together hold
+	// 128 MiB, and their windows beyond that.
 	Memory uint32
 
+	totals   h2.Totals
 	mu       sync.Mutex
 	conns    map[*h2.Conn]struct{}
 	draining bool
@@ -59,7 +61,7 @@ func (s *Server) config() h2.Config {
 	return h2.Config{
 		StreamWindow: min(memory, 1<<20), ConnWindow: memory, Queue: int64(memory), FrameSize: frameSize,
 		MaxStreams: s.MaxStreams, MaxHeaderList: s.MaxHeader,
-		Requests: &h2.Requests{HeaderTimeout: s.HeaderTimeout},
+		Requests: &h2.Requests{HeaderTimeout: s.HeaderTimeout}, Totals: &s.totals,
 	}
 }
 
