@@ -28,6 +28,7 @@ type GlobalLimit struct {
 	Answer    LimitAnswer // over the limit
 	Failed    int         // status when the service cannot say, and that refuses
 	Marked    bool        // a refusal says x-envoy-ratelimited
+	Retry     bool        // a refusal with 429 says when it is worth to ask again
 	Headers   bool        // the client is told about its limits
 	Metadata  string      // namespace for what the service leaves behind
 
@@ -89,12 +90,12 @@ func compileGlobalLimit(p *globalv3.RateLimit) (*GlobalLimit, error) {
 	if err := strict.Only(p, "domain", "stage", "request_type", "timeout", "failure_mode_deny", "rate_limited_as_resource_exhausted",
 		"rate_limit_service", "enable_x_ratelimit_headers", "disable_x_envoy_ratelimited_header", "rate_limited_status",
 		"response_headers_to_add", "status_on_error", "stat_prefix", "filter_enabled", "filter_enforced", "failure_mode_deny_percent",
-		"rate_limits", "metadata_namespace"); err != nil {
+		"rate_limits", "metadata_namespace", "enable_retry_after_header"); err != nil {
 		return nil, err
 	}
 	g := &GlobalLimit{
 		domain: p.GetDomain(), stage: p.GetStage(), Timeout: defaultAsk, Failed: http.StatusInternalServerError,
-		Marked: !p.GetDisableXEnvoyRatelimitedHeader(), enabled: match.Always, enforced: match.Always, Metadata: p.GetMetadataNamespace(),
+		Retry: p.GetEnableRetryAfterHeader(), Marked: !p.GetDisableXEnvoyRatelimitedHeader(), enabled: match.Always, enforced: match.Always, Metadata: p.GetMetadataNamespace(),
 	}
 	if g.Metadata == "" {
 		g.Metadata = "envoy.filters.http.ratelimit"

@@ -245,7 +245,6 @@ func TestLocalLimitRefuses(t *testing.T) {
 		"no bucket":      func(p *localv3.LocalRateLimit) { p.TokenBucket = nil },
 		"per connection": func(p *localv3.LocalRateLimit) { p.LocalRateLimitPerDownstreamConnection = true },
 		"shared":         func(p *localv3.LocalRateLimit) { p.LocalClusterRateLimit = &commonv3.LocalClusterRateLimit{} },
-		"retry after":    func(p *localv3.LocalRateLimit) { p.EnableRetryAfterHeader = true },
 		"twice":          func(p *localv3.LocalRateLimit) { p.Descriptors[1] = p.GetDescriptors()[0] },
 		"no entries":     func(p *localv3.LocalRateLimit) { p.Descriptors[0].Entries = nil },
 		"without tokens": func(p *localv3.LocalRateLimit) { p.Descriptors[0].TokenBucket = nil },
@@ -319,8 +318,7 @@ func TestGlobalLimitRefuses(t *testing.T) {
 		"google's grpc": func(p *globalv3.RateLimit) {
 			p.RateLimitService.GrpcService = &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_GoogleGrpc_{GoogleGrpc: &corev3.GrpcService_GoogleGrpc{}}}
 		},
-		"no timeout":  func(p *globalv3.RateLimit) { p.Timeout = durationpb.New(0) },
-		"retry after": func(p *globalv3.RateLimit) { p.EnableRetryAfterHeader = true },
+		"no timeout": func(p *globalv3.RateLimit) { p.Timeout = durationpb.New(0) },
 	} {
 		p := shopService()
 		change(p)

@@ -28,6 +28,7 @@ type LocalLimit struct {
 	Name     string // of the filter
 	Answer   LimitAnswer
 	Observed HeaderChanges // for the request, when it would have been refused
+	Retry    bool          // a refusal with 429 says when it is worth to ask again
 	// ID names the buckets: what stands in the same place and says the same goes on with them when the configuration comes anew.
 	ID string
 
@@ -179,10 +180,11 @@ func entriesKey(es []Entry) string {
 func compileLocalLimit(p *localv3.LocalRateLimit, inRoute bool) (*LocalLimit, error) {
 	if err := strict.Only(p, "stat_prefix", "status", "token_bucket", "filter_enabled", "filter_enforced", "descriptors", "stage",
 		"request_headers_to_add_when_not_enforced", "response_headers_to_add", "enable_x_ratelimit_headers", "vh_rate_limits",
-		"always_consume_default_token_bucket", "rate_limited_as_resource_exhausted", "rate_limits", "max_dynamic_descriptors"); err != nil {
+		"always_consume_default_token_bucket", "rate_limited_as_resource_exhausted", "rate_limits", "max_dynamic_descriptors",
+		"enable_retry_after_header"); err != nil {
 		return nil, err
 	}
-	l := &LocalLimit{stage: p.GetStage(), dynamic: defaultDynamic, fixed: map[string]int{}, always: true}
+	l := &LocalLimit{stage: p.GetStage(), dynamic: defaultDynamic, fixed: map[string]int{}, always: true, Retry: p.GetEnableRetryAfterHeader()}
 	if p.GetStatPrefix() == "" {
 		return nil, fmt.Errorf("stat_prefix is empty")
 	}

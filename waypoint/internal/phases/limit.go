@@ -112,7 +112,29 @@ func (x *exchange) localLimit(l *filters.LocalLimit) error {
 		return nil
 	}
 	x.countLimit(l.Name, d.Name, telemetry.LimitOver)
-	return refusal(l.Answer, nil)
+	f := refusal(l.Answer, nil)
+	if l.Retry {
+		x.retryAfter(f, out.Next)
+	}
+	return f
+}
+
+// retryAfter says in a refusal with 429 when it is worth to ask again, unless somebody has said so.
+func (x *exchange) retryAfter(f *failure, wait time.Duration) {
+	const name = "Retry-After"
+	if f.status == http.StatusTooManyRequests && f.header[name] == nil && x.tell[name] == nil {
+		f.header[name] = []string{strconv.FormatInt(max(1, int64((wait+time.Second-1)/time.Second)), 10)}
+	}
+}
+
+// longestReset is the longest wait of the limits that a request is over; false = there is none.
+func longestReset(statuses []*rlsv3.RateLimitResponse_DescriptorStatus) (wait time.Duration, over bool) {
+	for _, s := range statuses {
+		if s.GetCode() == rlsv3.RateLimitResponse_OVER_LIMIT {
+			wait, over = max(wait, s.GetDurationUntilReset().AsDuration()), true
+		}
+	}
+	return wait, over
 }
 
 // refusal is the answer to a request over its limit.
@@ -153,7 +175,11 @@ func (x *exchange) globalLimit(g *filters.GlobalLimit) error {
 			x.countLimit(g.Name, limitName(q, resp), telemetry.LimitOver)
 			a := g.Answer
 			a.Body = string(resp.GetRawBody())
-			return refusal(a, nil)
+			f := refusal(a, nil)
+			if wait, over := longestReset(resp.GetStatuses()); over && g.Retry {
+				x.retryAfter(f, wait)
+			}
+			return f
 		}
 		x.countLimit(g.Name, limitName(q, resp), telemetry.LimitObserved)
 	} else {
