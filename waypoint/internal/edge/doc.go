@@ -11,5 +11,5 @@
 // serves the next connection, open ones stay (TestReload); no session has an identity (TestNobodyIsIdentified); drain finishes
 // what was accepted (TestDrainLosesNothing).
 //
-// Neighbours: clienthello and proxyproto read first bytes, table chooses, phases follow; front does the same for tunnels.
+// Neighbours: clienthello and proxyproto read first bytes, table chooses, phases follow; HTTP/2 is served by h2http, HTTP/1 by net/http through handoff; front does the same for tunnels.
 package edge

@@ -417,8 +417,17 @@ func TestConnectionLimit(t *testing.T) {
 
 // TestDrainLosesNothing: kept connections without a request are closed, who comes meanwhile is answered and told to go.
 func TestDrainLosesNothing(t *testing.T) {
+	for _, two := range []bool{false, true} {
+		t.Run(fmt.Sprintf("HTTP/2 %v", two), func(t *testing.T) { drainLosesNothing(t, two) })
+	}
+}
+
+func drainLosesNothing(t *testing.T, two bool) {
 	w := start(t, 0, &table.Table{Edges: map[string]*table.Edge{name: listener(t, false, &listenerv3.FilterChain{Name: "plain", Filters: []*listenerv3.Filter{manager(t, "plain", nil)}})}})
-	tr := &http.Transport{}
+	p := &http.Protocols{}
+	p.SetHTTP1(!two)
+	p.SetUnencryptedHTTP2(two)
+	tr := &http.Transport{Protocols: p}
 	defer tr.CloseIdleConnections()
 	get := func() *http.Response {
 		t.Helper()
@@ -432,22 +441,30 @@ func TestDrainLosesNothing(t *testing.T) {
 		}
 		_, _ = io.Copy(io.Discard, resp.Body)
 		_ = resp.Body.Close()
+		if (resp.ProtoMajor == 2) != two {
+			t.Errorf("spoke HTTP/%d", resp.ProtoMajor)
+		}
 		return resp
+	}
+	gone := func() {
+		t.Helper()
+		for i := 0; w.server.Open() > 0; i++ {
+			if i > 500 {
+				t.Fatalf("%d connections stay", w.server.Open())
+			}
+			<-time.After(10 * time.Millisecond)
+		}
 	}
 	if resp := get(); resp.Close {
 		t.Error("closed before the drain")
 	}
 	w.server.Drain()
 	w.server.cfg.Phases.Drain()
-	for i := 0; w.server.Open() > 0; i++ {
-		if i > 500 {
-			t.Fatalf("%d connections stay", w.server.Open())
-		}
-		<-time.After(10 * time.Millisecond)
-	}
-	if resp := get(); resp.StatusCode != 200 || !resp.Close {
+	gone()
+	if resp := get(); resp.StatusCode != 200 || !two && !resp.Close {
 		t.Errorf("during the drain: %d, close %v", resp.StatusCode, resp.Close)
 	}
+	gone()
 }
 
 // TestProxyHeader: what the load balancer says is the client's address, but not where the packets come from.

@@ -31,10 +31,9 @@ type Server struct {
 	// 128 MiB, and their windows beyond that.
 	Memory uint32
 
-	totals   h2.Totals
-	mu       sync.Mutex
-	conns    map[*h2.Conn]struct{}
-	draining bool
+	totals h2.Totals
+	mu     sync.Mutex
+	conns  map[*h2.Conn]struct{}
 }
 
 // frameSize is below every window, so that a client that thinks little of windows
@@ -96,9 +95,6 @@ func (s *Server) add(h *h2.Conn) {
 		s.conns = map[*h2.Conn]struct{}{}
 	}
 	s.conns[h] = struct{}{}
-	if s.draining {
-		h.Drain()
-	}
 }
 
 func (s *Server) remove(h *h2.Conn) {
@@ -108,12 +104,11 @@ func (s *Server) remove(h *h2.Conn) {
 }
 
 // Drain tells every client that its connection goes away: requests under way to
-// us are still served, then the connections end. Connections that come later serve
-// what their clients ask before they learn it.
+// us are still served, then the connections end. Who comes back is served, as long as no
+// answer has the header Connection: close.
 func (s *Server) Drain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.draining = true
 	for h := range s.conns {
 		h.Drain()
 	}
