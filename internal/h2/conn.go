@@ -72,8 +72,9 @@ func (c *Conn) Stats() Stats {
 
 // peer is what the other side said in its SETTINGS.
 type peer struct {
-	seen       bool   // its first SETTINGS arrived
-	table      uint32 // of its header decoder, at most headerTable
+	seen       bool          // its first SETTINGS arrived
+	met        chan struct{} // closed then; nil if nobody waits
+	table      uint32        // of its header decoder, at most headerTable
 	window     int64
 	maxFrame   uint32
 	maxStreams uint32
@@ -193,6 +194,36 @@ func (c *Conn) Streams() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.set.open) + c.set.reserved
+}
+
+// Meet waits for the peer's first SETTINGS, before which nobody knows how many
+// streams it allows, for the connection's end or for ctx's. It returns whether they
+// are there.
+func (c *Conn) Meet(ctx context.Context) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.peer.seen {
+		return true
+	}
+	if c.peer.met == nil {
+		c.peer.met = make(chan struct{})
+	}
+	met := c.peer.met
+	c.mu.Unlock()
+	select {
+	case <-met:
+	case <-c.done:
+	case <-ctx.Done():
+	}
+	c.mu.Lock()
+	return c.peer.seen
+}
+
+// Met reports whether the peer's first SETTINGS are there.
+func (c *Conn) Met() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.peer.seen
 }
 
 // GoingAway reports that no new stream can be opened.

@@ -77,6 +77,8 @@
 //     (TestDataAfterResetIsFree, TestFramesOfRefusedStreams, TestWindowUpdates,
 //     TestGivingUpIsFree).
 //   - An answer that is there at once leaves in one write (TestAnswers).
+//   - A client learns each informational answer, and how much its server takes
+//     before it relies on it (TestAnswersToAClient, TestMeet).
 //   - A malformed request costs its stream, a broken frame the connection.
 //   - A stream counts against the limit until both directions ended
 //     (TestStreamCountsUntilBothEnds).

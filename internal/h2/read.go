@@ -158,6 +158,10 @@ func (c *Conn) onSettings(f *http2.SettingsFrame) error {
 		if _, said := f.Value(http2.SettingMaxConcurrentStreams); !said {
 			c.peer.maxStreams = maxWindow
 		}
+		if c.peer.met != nil {
+			close(c.peer.met)
+			c.peer.met = nil
+		}
 	}
 	c.out.settingsAck()
 	for len(c.set.waiting) > 0 && len(c.set.open)+c.set.reserved < c.limit() {

@@ -67,9 +67,16 @@ func (c *Conn) onResponse(s *Stream, k *block) error {
 		if k.end || code == 101 || s.header.informal > maxInformational {
 			return c.mistake(s, &ResetError{Code: ProtocolError, Reason: "malformed informational response"})
 		}
+		if c.cfg.Requests != nil {
+			s.header.early = append(s.header.early, k.keep())
+			s.wake.Broadcast()
+		}
 		return nil
 	}
 	s.header.fields = k.keep()
+	if c.cfg.Requests != nil && !k.end {
+		s.header.content = &content{length: -1}
+	}
 	s.answered()
 	if k.end {
 		s.endRemote()

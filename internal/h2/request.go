@@ -192,7 +192,7 @@ func fieldsOfRequest(k *block) (length int64, reason string) {
 	return length, ""
 }
 
-// HasContent reports whether something follows the request's header, be it empty.
+// HasContent reports whether something follows the peer's header, be it empty.
 func (s *Stream) HasContent() bool {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()

@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -316,6 +317,56 @@ func TestManyAnswersWait(t *testing.T) {
 				n++
 			}
 		}
+		_ = b.Close()
+		c.Wait()
+	})
+}
+
+// TestAnswersToAClient: informational answers come one by one, and what follows an answer is told from what does not.
+func TestAnswersToAClient(t *testing.T) {
+	lockstep(t, general(), client, nil, func(c *Conn, w *wire) {
+		for content, kv := range map[bool][]string{true: {":status", "200", "x", "1"}, false: {":status", "204"}} {
+			s, err := c.Open(t.Context(), []Field{{":method", "GET"}, {":scheme", "http"}, {":path", "/"}, {":authority", "a"}}, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.headers(s.ID(), false, ":status", "103", "link", "a")
+			w.headers(s.ID(), false, ":status", "100")
+			synctest.Wait()
+			w.headers(s.ID(), !content, kv...)
+			synctest.Wait()
+			for i, want := range []string{"103", "100", kv[1], kv[1]} {
+				if f, err := s.Response(t.Context()); err != nil || f[0].Value != want {
+					t.Errorf("answer %d: %v, %v", i, f, err)
+				}
+			}
+			if s.HasContent() != content {
+				t.Errorf("content after %v: %v", kv, s.HasContent())
+			}
+			_ = s.Close()
+		}
+	})
+}
+
+// TestMeet: who must know how many streams a server allows can wait for its word.
+func TestMeet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		go func() { _, _ = io.Copy(io.Discard, b) }()
+		c := NewClient(a, general())
+		late, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if c.Met() || c.Meet(late) {
+			t.Error("SETTINGS that nobody has sent are there")
+		}
+		met := make(chan bool)
+		go func() { met <- c.Meet(t.Context()) }()
+		synctest.Wait()
+		_ = http2.NewFramer(b, nil).WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1})
+		if !<-met || !c.Met() || !c.Meet(t.Context()) || !c.Reserve() || c.Reserve() {
+			t.Error("SETTINGS have no effect")
+		}
+		_ = c.Close()
 		_ = b.Close()
 		c.Wait()
 	})

@@ -48,9 +48,10 @@ type hooks struct{ abort, end func() }
 // response is what a client stream waits for first.
 type response struct {
 	fields   []Field
-	done     bool     // fields are there, or the stream was cut
-	informal int      // 1xx responses so far
-	content  *content // of what follows the peer's header, on a connection of Requests
+	done     bool      // fields are there, or the stream was cut
+	informal int       // 1xx responses so far
+	early    [][]Field // those that nobody has taken, on a connection of Requests
+	content  *content  // of what follows the peer's header, on a connection of Requests
 }
 
 // answered lets those go on who wait for the answer.
@@ -361,23 +362,29 @@ func (c *Conn) forget(s *Stream) {
 	c.finishIfIdle()
 }
 
-// Response waits for the answer to a stream that we opened.
+// Response waits for the answer to a stream that we opened. On a connection of
+// Requests each informational answer (1xx) that comes before is one result, then the
+// final one is.
 func (s *Stream) Response(ctx context.Context) ([]Field, error) {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
-	if !s.header.done {
+	if !s.header.done && len(s.header.early) == 0 {
 		// No channel: ctx may be the life of an idle connection, which has none.
 		defer afterFunc(ctx, func() {
 			s.c.mu.Lock()
 			defer s.c.mu.Unlock()
 			s.wake.Broadcast()
 		})()
-		for !s.header.done {
+		for !s.header.done && len(s.header.early) == 0 {
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
 			s.wake.Wait()
 		}
+	}
+	if e := s.header.early; len(e) > 0 {
+		s.header.early = e[1:]
+		return e[0], nil
 	}
 	if s.header.fields == nil {
 		return nil, s.cause

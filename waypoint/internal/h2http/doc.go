@@ -1,4 +1,4 @@
-// Package h2http serves HTTP/2 on one connection: internal/h2 below, net/http's
+// Package h2http serves HTTP/2 on one connection, and asks one server by it: internal/h2 below, net/http's
 // types for whoever handles requests. A request has one goroutine from its
 // header's arrival to its answer's last byte; what its handler writes goes to the
 // connection from there, a short answer in one write.
@@ -18,6 +18,19 @@
 // one write (TestOneWrite), and a request allocates less than two thirds of net/http's
 // (TestAllocations).
 //
+// A Pool asks: it is an http.RoundTripper whose requests share connections, as many
+// on each as its server allows; the caller's goroutine waits for the answer, another
+// one sends a body if there is any.
+//
+// Invariants of it: a server and a caller see what they see of net/http's client
+// (TestPoolLikeNetHTTP), but for its mistakes (TestPoolBetterThanNetHTTP); before a
+// server has said how much it takes it gets one request (TestPoolShares); a request is asked
+// again only where the server has not looked at it and nobody has read of its body
+// (TestPoolGoAway); who gives up tells the server (TestPoolCancel); half an answer never
+// passes for a whole one, nor a malformed one for an answer (TestPoolMalformed); what
+// nobody reads holds its sender (TestPoolBackPressure); idle connections end
+// (TestPoolIdleTimeout).
+//
 // Neighbours: h2 below; front serves tunnels' streams with it, edge what
-// gateways accept.
+// gateways accept; upstream asks endpoints behind tunnels with it.
 package h2http

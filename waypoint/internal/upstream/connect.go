@@ -15,6 +15,7 @@ import (
 
 	"github.com/marrowmesh/marrow/internal/identity"
 	"github.com/marrowmesh/marrow/waypoint/internal/h1"
+	"github.com/marrowmesh/marrow/waypoint/internal/h2http"
 )
 
 // Target is where a connection goes and what is expected there.
@@ -251,8 +252,11 @@ func (b *lastBody) Close() error {
 
 func (c *Cluster) newTransport(t Target, two, single bool) transport {
 	k := &c.Config.Conns
-	if !two && t.Hop.IsValid() && c.Config.Proxy == 0 && c.Config.TLS == nil { // a stream tells by itself when it ends, and is like any other
-		dial := func(ctx context.Context) (net.Conn, error) { return c.open(ctx, t, Via{}) }
+	dial := func(ctx context.Context) (net.Conn, error) { return c.open(ctx, t, Via{}) }
+	switch plain := t.Hop.IsValid() && c.Config.Proxy == 0 && c.Config.TLS == nil; { // a stream tells by itself when it ends, and is like any other
+	case plain && two:
+		return &h2http.Pool{Dial: dial, IdleTimeout: k.Idle, MaxHeader: maxHeader, Ping: k.Ping, PingWait: k.PingWait, ContinueTimeout: continues}
+	case plain:
 		p := &h1.Pool{Dial: dial, MaxIdle: maxIdle, IdleTimeout: k.Idle, MaxHeader: maxHeader, ContinueTimeout: continues}
 		if single {
 			p.KeepNone()
