@@ -50,6 +50,8 @@ func servicePort(p load.Protocol) int {
 	return 80
 }
 
+// requestsYAML has one pod behind all services, each with a waypoint of its own: were the waypoints required (ADR 16), each service would
+// close the pod to the others' proxies.
 const requestsYAML = `{{range .Counts}}---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -60,7 +62,7 @@ spec:
 {{end}}{{range .Services}}---
 apiVersion: v1
 kind: Service
-metadata: {name: {{.Name}}, namespace: {{$.Namespace}}, labels: {istio.io/use-waypoint: waypoint-{{.Routes}}}}
+metadata: {name: {{.Name}}, namespace: {{$.Namespace}}, labels: {istio.io/use-waypoint: waypoint-{{.Routes}}, policy.marrow.io/waypoint-optional: "true"}}
 spec:
   selector: {app: server-1}
   ports:
