@@ -187,13 +187,10 @@ func (e *engine) publishWaypoints() {
 		for _, p := range in.Places {
 			e.waypoints[n][p] = true
 		}
-		places := e.waypoints[n]
-		if len(places) == 0 { // before the first pod: what is wrong with an object is told, and the first pod need not wait
-			places = map[waypoint.Place]bool{{}: true}
-		} else if !places[waypoint.Place{}] {
-			e.withdraw(n, waypoint.Place{})
-		}
-		for p := range places {
+		// Always for a place that is not known, too: what is wrong with an object is told before the first pod, and a pod whose node
+		// became known after its proxy had asked stays where it is served.
+		e.waypoints[n][waypoint.Place{}] = true
+		for p := range e.waypoints[n] {
 			in.Place = p
 			res, found := waypoint.Derive(in)
 			var changes []publish.Change
@@ -217,7 +214,6 @@ func (e *engine) publishWaypoints() {
 		for p := range places {
 			e.withdraw(n, p)
 		}
-		e.withdraw(n, waypoint.Place{})
 	}
 	e.tell(findings)
 }
