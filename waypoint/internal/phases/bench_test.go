@@ -1,3 +1,5 @@
+//go:build !race
+
 package phases_test
 
 import (
@@ -41,11 +43,8 @@ func BenchmarkGet(b *testing.B) {
 }
 
 // TestRequestMemory: a request of a kilobyte takes memory for itself, and none for buffers. The client's and the
-// application's part are in the figures.
+// application's part are in the figures. The race detector empties pools at random: this file is built without it.
 func TestRequestMemory(t *testing.T) {
-	if raceDetector {
-		t.Skip("the race detector empties pools at random")
-	}
 	get := getter(t)
 	const n = 1000
 	for range n {

@@ -1,5 +1,0 @@
-//go:build !race
-
-package phases_test
-
-const raceDetector = false
