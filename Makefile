@@ -63,7 +63,7 @@ authz-l7: need-go ## 100,000 random requests at layer 7 against a slow reference
 
 .PHONY: rbac-goldens
 rbac-goldens: need-go envoy-bin ## Istio's RBAC filters in an Envoy against its policies in ours; fetches Istio's module
-	@MARROW_REQUIRE_RBAC_GOLDENS=1 MARROW_REQUIRE_LAB=1 $(GO) test -pgo=off -count=1 -timeout 10m -v -run TestVerdictsEqualIstio ./integration/rbacgoldens
+	@MARROW_REQUIRE_LAB=1 $(GO) test -tags lab -pgo=off -count=1 -timeout 10m -v -run TestVerdictsEqualIstio ./integration/rbacgoldens
 
 .PHONY: race
 race: need-go envoy-bin ## the same under the race detector, shuffled

@@ -7,8 +7,8 @@
 // clause, is also taken alone: the filter is cut where the policy is.
 //
 // The data is Istio's and no part of this repository: it is read from the module cache, or from the directory that MARROW_RBAC_GOLDENS names
-// (the module's pilot/pkg/security/authz/builder/testdata). Where it is not at hand the test is skipped and says so; with
-// MARROW_REQUIRE_RBAC_GOLDENS=1 the module is fetched and a skip is a failure.
+// (the module's pilot/pkg/security/authz/builder/testdata); where it is not at hand the module is fetched. The tests have the build tag lab and
+// are run by make rbac-goldens alone, since they need the network.
 //
 // Invariant: no verdict differs from that of Istio's filters (TestVerdictsEqualIstio).
 //
